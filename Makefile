@@ -1,0 +1,45 @@
+# The one entrance to the project. Each target sets up what it needs first.
+
+SHELL := /bin/bash
+BIN := .venv/bin
+SHELL_SCRIPTS := scripts/host scripts/image scripts/lib.sh scripts/protos scripts/venv .ci/run
+
+.DEFAULT_GOAL := help
+.PHONY: bench check clean demo dev help host image protos test
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: image dev ## show it at work on a real sandbox
+	$(BIN)/python scripts/demo.py
+
+test: image dev ## all tests, against a real engine (PYTEST_ARGS='-k name')
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+check: dev ## format, lint, types, import rules, generated code, shell scripts
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	scripts/protos --check
+	@if command -v shellcheck >/dev/null; then shellcheck -x -P SCRIPTDIR $(SHELL_SCRIPTS); \
+	else echo 'check: shellcheck is not installed, so the shell scripts were not checked'; fi
+
+bench: image dev ## measure, in at most five minutes
+	$(BIN)/python scripts/bench.py
+
+dev: ## .venv with the project in editable mode and its tools
+	@scripts/venv
+
+host: ## a Docker Engine that answers, installed and started if need be
+	@scripts/host
+
+image: host ## the sandbox image of the tests, turnkeep/sandbox:test
+	@scripts/image
+
+protos: dev ## generate daemon/turnkeep/api/v1 from protos/
+	@scripts/protos
+
+clean: ## delete what was made in this folder (not the engine, not the image)
+	rm -rf .venv .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist htmlcov
+	find daemon snapshots scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The wire interface of the daemon, by version."""

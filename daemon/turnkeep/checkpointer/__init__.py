@@ -1,0 +1,1 @@
+"""Inspect, capture, commit: from a sandbox's present state to a checkpoint."""

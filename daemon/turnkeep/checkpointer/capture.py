@@ -1,0 +1,427 @@
+"""From the first look at a sandbox to a committed snapshot. Blocking: use threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from turnkeep.checkpointer.arena import ArenaFull, CopyAhead
+from turnkeep.checkpointer.inspection import (
+    PlaceReading,
+    Reader,
+    baseline_after,
+    opaque_now,
+    settle_unchanged,
+)
+from turnkeep.checkpointer.view import Baseline, ContainerView, PlaceBaseline
+from turnkeep.config import Classify, Limits
+from turnkeep.errors import CaptureFailed
+from turnkeep.model import Decision, TurnClass
+from turnkeep.paths import display
+from turnkeep.turns import Evidence, classify
+from turnkeep.watch.processes import Process, ProcessSample, activity, quiet_since, sample, stateful_test
+from turnkeep_store.archiver import Archived, Change, Remove, TreeSource, Upsert, archive
+from turnkeep_store.blobs import BlobSink
+from turnkeep_store.diff import Delta, diff
+from turnkeep_store.ids import Digest, TreeId
+from turnkeep_store.kinds import BlobKind
+from turnkeep_store.layers import LayerView
+from turnkeep_store.overlay import normalise, tree_folder
+from turnkeep_store.lease import Lease
+from turnkeep_store.repository import Repository
+from turnkeep_store.restorer import Source
+from turnkeep_store.snapshot import Snapshot
+from turnkeep_store.tree import Directory, Entry, NodeType
+from turnkeep_store.writer import BlobWriter, HashOnlySink
+
+_UNDECIDED = Decision(turn_class=TurnClass.FULL, reason="not decided yet")
+
+
+@dataclass(slots=True)
+class Inspection:
+    """What a sandbox is like at the end of a turn, read while it may run."""
+
+    view: ContainerView
+    readings: list[PlaceReading]
+    processes: ProcessSample
+    decision: Decision
+    lease: Lease
+    writer: BlobWriter
+    ahead: CopyAhead
+    reader: Reader
+    changed: set[bytes] = field(default_factory=set)
+
+    def drop(self) -> None:
+        """Let go of what was copied ahead."""
+        self.writer.abort()
+        self.lease.release()
+
+
+@dataclass(slots=True)
+class Capture:
+    """A consistent copy of a sandbox's state, not durable yet."""
+
+    inspection: Inspection
+    readings: list[PlaceReading]
+    processes: ProcessSample
+    stateful: tuple[Process, ...]
+    captured_at_ns: int
+    freeze_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A whole sandbox's state as one tree: a folder with an entry for each place."""
+
+    tree: TreeId
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a sandbox holds at a moment: its tree, where that can be read, and a baseline for later."""
+
+    tree: TreeId
+    digest: Digest
+    source: Source
+    baseline: Baseline
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A durable checkpoint, and what the next turn is compared with."""
+
+    snapshot: Snapshot
+    baseline: Baseline
+    changed_files: int
+    changed_bytes: int
+    stored_bytes: int
+
+
+class Checkpointer:
+    """Takes checkpoints of any sandbox into one repository. Used from many threads."""
+
+    def __init__(self, repository: Repository, limits: Limits, rules: Classify) -> None:
+        self._repository = repository
+        self._limits = limits
+        self._rules = rules
+
+    def inspect(self, view: ContainerView, baseline: Baseline) -> Inspection:
+        """Look for what changed since the baseline, copying it, while the sandbox may run.
+
+        The caller owns the result and either drops it or commits its capture.
+        """
+        lease = self._repository.lease("capture")
+        writer = self._repository.writer(lease)
+        try:
+            processes = sample(view.pids(), view.usage_ns)
+            ahead = CopyAhead(writer, self._limits.arena_bytes)
+            reader = Reader(view, self._limits, ahead)
+            reader.look_for_mappings()
+            readings = [reader.read(place, baseline.place(place.slot)) for place in view.covered()]
+            inspection = Inspection(
+                view, readings, processes, _UNDECIDED, lease, writer, ahead, reader
+            )
+            self._decide(inspection, baseline)
+        except BaseException:
+            writer.abort()
+            lease.release()
+            raise
+        return inspection
+
+    def settle(self, inspection: Inspection, baseline: Baseline) -> None:
+        """Close the inspection of a turn that has nothing to keep."""
+        for reading in inspection.readings:
+            slot = reading.place.slot
+            place = baseline.places.setdefault(slot, PlaceBaseline())
+            settle_unchanged(
+                place, reading, lambda path, slot=slot: _join(slot, path) in inspection.changed  # type: ignore[misc]
+            )
+        inspection.drop()
+
+    def capture(
+        self,
+        inspection: Inspection,
+        baseline: Baseline,
+        before_thaw: Callable[[], None] = lambda: None,
+    ) -> Capture:
+        """Take the state of one instant. The sandbox runs when this returns or raises.
+
+        `before_thaw` is called inside the freeze, once all is copied.
+
+        Raises:
+            CaptureFailed: no consistent copy was possible within the limits.
+            SandboxGone: the container went away meanwhile.
+        """
+        frozen_ns = 0
+        for attempt in range(1, self._limits.capture_attempts + 1):
+            try:
+                with inspection.view.frozen(self._limits.freeze_budget_s) as freeze:
+                    inspection.ahead.frozen = True
+                    capture = self._capture_frozen(inspection, baseline)
+                    if freeze is not None:
+                        freeze.check()
+                    before_thaw()
+                capture.freeze_ns = frozen_ns + (freeze.ns if freeze is not None else 0)
+                inspection.ahead.settle()
+                return capture
+            except ArenaFull:
+                if attempt == self._limits.capture_attempts:
+                    raise
+                if freeze is not None:
+                    frozen_ns += freeze.ns
+                inspection.ahead.settle()
+                self._copy_again(inspection, baseline)
+        raise CaptureFailed("no attempt was made", hint="limits.capture_attempts has to be 1 or more")
+
+    def commit(self, capture: Capture, baseline: Baseline, metadata: Mapping[str, Any]) -> Committed:
+        """Make a captured checkpoint durable.
+
+        `metadata` becomes the snapshot record's; figures that only the commit
+        knows are added. When this returns the checkpoint survives a crash.
+        """
+        inspection = capture.inspection
+        repository, writer = self._repository, inspection.writer
+        try:
+            tree = self._archive(writer, repository, capture.readings, baseline, inspection.view)
+            writer.flush()
+            changed_files, changed_bytes = _count(diff(repository, baseline.tree, tree.tree))
+            stored = writer.stats.stored_bytes
+            snapshot = repository.commit(
+                writer,
+                tree=tree.tree,
+                digest=tree.digest,
+                metadata={
+                    **metadata,
+                    "changed_files": changed_files,
+                    "changed_bytes": changed_bytes,
+                    "stored_bytes": stored,
+                },
+            )
+        finally:
+            inspection.drop()
+        places = {
+            reading.place.slot: baseline_after(reading, baseline.place(reading.place.slot))
+            for reading in capture.readings
+        }
+        after = Baseline(tree.tree, None, places, capture.processes)
+        return Committed(snapshot, after, changed_files, changed_bytes, stored)
+
+    def current_state(
+        self, view: ContainerView, baseline: Baseline | None, source: Source | None = None
+    ) -> State:
+        """Return what is there now as a tree, storing nothing.
+
+        With a baseline only what changed against it is read; without one,
+        everything is. The baseline's tree is read from `source`, the repository
+        if none is given. The caller keeps the sandbox still.
+        """
+        source = source or self._repository
+        sink = HashOnlySink(source)
+        known = baseline or Baseline()
+        reader = Reader(view, self._limits, CopyAhead(sink, self._limits.arena_bytes))
+        reader.look_for_mappings()
+        readings = [reader.read(place, known.place(place.slot)) for place in view.covered()]
+        tree = self._archive(sink, sink, readings, known, view)
+        places = {
+            reading.place.slot: baseline_after(reading, known.place(reading.place.slot)) for reading in readings
+        }
+        return State(tree.tree, tree.digest, sink, Baseline(tree.tree, None, places))
+
+    def _capture_frozen(self, inspection: Inspection, baseline: Baseline) -> Capture:
+        view = inspection.view
+        processes = sample(view.pids(), view.usage_ns)
+        is_stateful = self._stateful(view)
+        captured_at_ns = time.time_ns()
+        inspection.reader.look_for_mappings()
+        torn = any(read.status is None and read.change.entry is not None
+                   for reading in inspection.readings for read in reading.reads.values())
+        mapped = any(reading.mapped for reading in inspection.readings)
+        quiet = not torn and not mapped and quiet_since(inspection.processes, processes, is_stateful)
+        readings = inspection.readings
+        if not quiet:
+            readings = [
+                inspection.reader.read_again(reading, baseline.place(reading.place.slot))
+                for reading in inspection.readings
+            ]
+        stateful = tuple(process for process in processes.processes.values() if is_stateful(process))
+        return Capture(inspection, readings, processes, stateful, captured_at_ns, 0)
+
+    def _copy_again(self, inspection: Inspection, baseline: Baseline) -> None:
+        inspection.processes = sample(inspection.view.pids(), inspection.view.usage_ns)
+        inspection.reader.look_for_mappings()
+        inspection.readings = [
+            inspection.reader.read_again(reading, baseline.place(reading.place.slot))
+            for reading in inspection.readings
+        ]
+
+    def _decide(self, inspection: Inspection, baseline: Baseline) -> None:
+        """Set the decision and the changed paths of an inspection."""
+        view = inspection.view
+        unsure = []
+        is_stateful = self._stateful(view)
+        deltas: list[bytes] = []
+        if baseline.tree is None:
+            unsure.append("there is no checkpoint to compare with")
+        sink = HashOnlySink(inspection.writer)
+        tree = self._archive(sink, sink, inspection.readings, baseline, view)
+        if baseline.tree is not None and tree.digest != self._digest(baseline.tree):
+            deltas = [
+                delta.path for delta in diff(sink, baseline.tree, tree.tree) if not _only_folder_time(delta)
+            ]
+        for reading in inspection.readings:
+            torn = [path for path, read in reading.reads.items()
+                    if read.status is None and read.change.entry is not None]
+            if torn:
+                unsure.append(f"{len(torn)} files were being written")
+        inspection.changed = set(deltas)
+        if baseline.processes is None:
+            described = tuple(
+                f"{process} (running)" for process in inspection.processes.processes.values() if is_stateful(process)
+            )
+        else:
+            described = activity(baseline.processes, inspection.processes, is_stateful).describe()
+        running = sum(is_stateful(process) for process in inspection.processes.processes.values())
+        evidence = Evidence(
+            changed=[display(path) for path in deltas],
+            processes=described,
+            unsure=unsure,
+            stateful_running=running,
+        )
+        inspection.decision = classify(evidence, self._rules.caches)
+
+    def _digest(self, tree: TreeId) -> Digest:
+        return self._repository.read_directory(tree).digest()
+
+    def _stateful(self, view: ContainerView) -> Any:
+        return stateful_test(view.init_pid, view.command, self._rules.reproducible, view.health_check)
+
+    def _archive(
+        self,
+        sink: BlobSink,
+        source: TreeSource,
+        readings: list[PlaceReading],
+        baseline: Baseline,
+        view: ContainerView,
+    ) -> Tree:
+        """Return the tree of a whole sandbox from the readings of its places."""
+        old = source.read_directory(baseline.tree) if baseline.tree is not None else Directory()
+        top = Directory()
+        for reading in readings:
+            entry = old.entries.get(reading.place.slot)
+            top.entries[reading.place.slot] = self._archive_place(
+                sink, source, reading, entry, baseline.place(reading.place.slot), view
+            )
+        return Tree(TreeId(sink.put(top.encode(), BlobKind.TREE)), top.digest())
+
+    def _archive_place(
+        self,
+        sink: BlobSink,
+        source: TreeSource,
+        reading: PlaceReading,
+        old: Entry | None,
+        baseline: PlaceBaseline,
+        view: ContainerView,
+    ) -> Entry:
+        if reading.place.is_file:
+            read = reading.reads.get(b"")
+            if read is None or read.change.entry is None:
+                return replace(reading.root, content=old.content if old is not None else ())
+            wanted = Upsert(reading.place.slot, read.change.entry, read.change.segments)
+            built = archive(sink, source, None, [wanted])
+            return Directory.decode(sink.get(built.tree)).entries[reading.place.slot]
+        parent = old.subtree if old is not None else None
+        image = view.image_view(reading.place)
+        changes = _changes(reading, image, baseline, source, parent)
+        if changes or parent is None:
+            built = archive(sink, source, parent, changes, image)
+        else:
+            assert old is not None
+            assert old.digest is not None
+            built = Archived(parent, old.digest)
+        return replace(reading.root, subtree=built.tree, digest=built.digest)
+
+
+def _changes(
+    reading: PlaceReading,
+    image: LayerView | None,
+    baseline: PlaceBaseline,
+    source: TreeSource,
+    parent: TreeId | None,
+) -> list[Change]:
+    raw = reading.changes()
+    if image is not None:
+        upper = _Upper(reading, baseline, image, source, parent)
+        return normalise(raw, upper, image, source, parent)
+    return [
+        Remove(change.path) if change.entry is None else Upsert(change.path, change.entry, change.segments)
+        for change in raw
+    ]
+
+
+class _Upper:
+    """The upper layer as a reading saw it (see `overlay.UpperView`)."""
+
+    def __init__(
+        self,
+        reading: PlaceReading,
+        baseline: PlaceBaseline,
+        image: LayerView,
+        source: TreeSource,
+        parent: TreeId | None,
+    ) -> None:
+        self._reading = reading
+        self._opaque = opaque_now(reading, baseline)
+        self._image = image
+        self._source = source
+        self._parent = parent
+
+    def has(self, path: bytes) -> bool:
+        return self._reading.scan.has(path)
+
+    def hides_image(self, path: bytes) -> bool:
+        while path:
+            if path in self._opaque:
+                return True
+            path = path.rpartition(b"/")[0]
+        return False
+
+    def folder(self, path: bytes) -> Entry:
+        """Describe a folder that did not change: as the tree says, or else as the image does."""
+        read = self._reading.reads.get(path)
+        if read is not None and read.change.entry is not None:
+            return read.change.entry
+        head, _, name = path.rpartition(b"/")
+        known = tree_folder(self._source, self._parent, head).entries.get(name)
+        if known is not None and known.is_directory:
+            return known
+        present = self._image.lookup(path)
+        if present is None or present.type is not NodeType.DIRECTORY:
+            raise CaptureFailed(f"folder {display(path)} is in neither the last checkpoint nor the image")
+        return replace(present, mtime_ns=self._reading.scan.files[path][3])
+
+
+def _join(slot: bytes, path: bytes) -> bytes:
+    return slot + b"/" + path if path else slot
+
+
+def _count(deltas: Any) -> tuple[int, int]:
+    """Return how many paths differ, folders that differ in time only left out, and their new bytes."""
+    files = size = 0
+    for delta in deltas:
+        if _only_folder_time(delta):
+            continue
+        files += 1
+        if delta.after is not None and (delta.before is None or delta.before.content != delta.after.content):
+            size += delta.after.size
+    return files, size
+
+
+def _only_folder_time(delta: Delta) -> bool:
+    before, after = delta.before, delta.after
+    if before is None or after is None or not (before.is_directory and after.is_directory):
+        return False
+    same = replace(after, mtime_ns=before.mtime_ns, subtree=before.subtree, digest=before.digest)
+    return same == before

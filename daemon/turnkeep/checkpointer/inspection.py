@@ -1,0 +1,173 @@
+"""Reading what changed: ahead of the freeze, and again inside it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from turnkeep.checkpointer.arena import CopyAhead
+from turnkeep.checkpointer.view import ContainerView, PlaceBaseline, PlaceView
+from turnkeep.config import Limits
+from turnkeep.model import MountKind
+from turnkeep.watch.reading import Read, read_node, read_path, sync_mapped
+from turnkeep.watch.scan import Scan, differences, mapped_files, scan, status_of, too_fresh
+from turnkeep_store.nodes import entry_of
+from turnkeep_store.overlay import RawChange
+from turnkeep_store.tree import Entry
+
+_FILE = b""
+"""The path under which a place that is a single file knows that file."""
+
+
+@dataclass(slots=True)
+class PlaceReading:
+    """One place as it was read: every path's status, and the content of what changed."""
+
+    place: PlaceView
+    root: Entry
+    scan: Scan
+    links: dict[bytes, bytes]
+    reads: dict[bytes, Read] = field(default_factory=dict)
+    gone: set[bytes] = field(default_factory=set)
+    mapped: frozenset[bytes] = frozenset()
+    read_ns: int = 0
+
+    def changes(self) -> list[RawChange]:
+        """Return what differs from the baseline, parents before children."""
+        found = {path: RawChange(path, None) for path in self.gone}
+        found.update({path: read.change for path, read in self.reads.items()})
+        return [found[path] for path in sorted(found)]
+
+    def unsettled(self) -> set[bytes]:
+        """Return paths whose reading may be out of date though their status is the same."""
+        torn = {path for path, read in self.reads.items() if read.status is None and read.change.entry is not None}
+        read = {path: self.scan.files[path] for path in self.reads if path in self.scan.files}
+        return torn | (too_fresh(read, self.read_ns) & read.keys()) | self.mapped
+
+
+class Reader:
+    """Reads the places of one container against a baseline. One capture, one thread."""
+
+    def __init__(self, view: ContainerView, limits: Limits, ahead: CopyAhead) -> None:
+        self._view = view
+        self._limits = limits
+        self._ahead = ahead
+        self._mappings: set[bytes] = set()
+
+    def look_for_mappings(self) -> None:
+        """Find out which files are mapped shared and writable at this moment."""
+        self._mappings = mapped_files(self._view.pids())
+
+    def read(self, place: PlaceView, baseline: PlaceBaseline) -> PlaceReading:
+        """Read what changed against the baseline.
+
+        Raises:
+            OSError, StoreError, ResourceExhausted: reading or storing failed.
+        """
+        fd = place.open(self._view.init_pid)
+        try:
+            mapped = self._mapped(place)
+            reading = self._scan(place, fd, mapped)
+            changed, gone = differences(baseline.files, reading.scan.files, baseline.doubtful | mapped)
+            reading.gone.update(gone)
+            reading.read_ns = time.time_ns()
+            self._read_paths(reading, fd, changed)
+            return reading
+        finally:
+            os.close(fd)
+
+    def read_again(self, earlier: PlaceReading, baseline: PlaceBaseline) -> PlaceReading:
+        """Bring an earlier reading up to date: scan, and read what changed since."""
+        fd = earlier.place.open(self._view.init_pid)
+        try:
+            mapped = self._mapped(earlier.place)
+            if earlier.place.mount.kind is not MountKind.TMPFS:
+                sync_mapped(fd, mapped)
+            reading = self._scan(earlier.place, fd, mapped)
+            changed, _ = differences(earlier.scan.files, reading.scan.files, earlier.unsettled() | mapped)
+            reading.read_ns = time.time_ns()
+            relinked = {path for path in reading.links.keys() | earlier.links.keys()
+                        if reading.links.get(path) != earlier.links.get(path)}
+            wanted = set(changed) | (relinked & reading.scan.files.keys())
+            reading.reads = {
+                path: read
+                for path, read in earlier.reads.items()
+                if path not in wanted and path in reading.scan.files
+            }
+            reading.gone = {path for path in baseline.files if path not in reading.scan.files}
+            self._read_paths(reading, fd, wanted)
+            return reading
+        finally:
+            os.close(fd)
+
+    def _scan(self, place: PlaceView, fd: int, mapped: frozenset[bytes]) -> PlaceReading:
+        if place.is_file:
+            status = os.fstat(fd)
+            result = Scan({_FILE: status_of(status)}, time.time_ns())
+            return PlaceReading(place, entry_of(fd, place.slot), result, {}, mapped=mapped)
+        result = scan(
+            fd, overlay=place.is_rootfs, exclude=place.exclude, max_paths=self._limits.max_paths
+        )
+        root = entry_of(fd, place.slot, overlay=place.is_rootfs)
+        return PlaceReading(place, root, result, result.hardlinks(), mapped=mapped)
+
+    def _read_paths(self, reading: PlaceReading, fd: int, paths: Iterable[bytes]) -> None:
+        # A place that is a single file has no paths to open: it is open already.
+        take = read_node if reading.place.is_file else read_path
+        for path in paths:
+            read = take(
+                fd,
+                path,
+                overlay=reading.place.is_rootfs,
+                links=reading.links,
+                hold_below=min(self._limits.copy_ahead_bytes, self._ahead.room_bytes),
+                store=self._ahead.store,
+            )
+            self._ahead.account(read.held_bytes)
+            reading.reads[path] = read
+
+    def _mapped(self, place: PlaceView) -> frozenset[bytes]:
+        """Return the files of a place that the container's processes map shared and writable."""
+        target = os.fsencode(place.mount.target).rstrip(b"/") + b"/"
+        inside = {path[len(target) :] for path in self._mappings if path.startswith(target)}
+        return frozenset(path for path in inside if not _is_excluded(path, place.exclude))
+
+
+def _is_excluded(path: bytes, exclude: frozenset[bytes]) -> bool:
+    return any(path == each or path.startswith(each + b"/") for each in exclude)
+
+
+def baseline_after(reading: PlaceReading, earlier: PlaceBaseline) -> PlaceBaseline:
+    """Return the baseline for turns after a capture that ended with this reading."""
+    doubtful = too_fresh(reading.scan.files, reading.scan.started_ns)
+    return PlaceBaseline(reading.scan.files, opaque_now(reading, earlier), doubtful | set(reading.mapped))
+
+
+def opaque_now(reading: PlaceReading, earlier: PlaceBaseline) -> set[bytes]:
+    """Return the opaque folders: those that were and did not change, and those read as such."""
+    kept = {path for path in earlier.opaque if path in reading.scan.files and path not in reading.reads}
+    return kept | {path for path, read in reading.reads.items() if read.opaque}
+
+
+def settle_unchanged(
+    baseline: PlaceBaseline, reading: PlaceReading, is_changed: Callable[[bytes], bool]
+) -> None:
+    """Accept the new status of paths that were read and found to have their old content.
+
+    Otherwise each following turn would read them again.
+    """
+    fresh = too_fresh(reading.scan.files, reading.read_ns) | reading.mapped
+    for path, read in reading.reads.items():
+        if is_changed(path) or read.status is None or path in fresh:
+            continue
+        baseline.files[path] = read.status
+        baseline.doubtful.discard(path)
+        (baseline.opaque.add if read.opaque else baseline.opaque.discard)(path)
+    # Stores to pages that are dirty now leave no trace, and the mapping may be
+    # gone by the next turn.
+    baseline.doubtful |= reading.mapped
+    for path in [path for path in reading.gone if not is_changed(path)]:
+        baseline.files.pop(path, None)
+        baseline.opaque.discard(path)

@@ -1,0 +1,99 @@
+"""What checkpoints need of a sandbox's container, and what they remember of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from turnkeep.model import CheckpointId, Mount
+from turnkeep.watch.processes import ProcessSample
+from turnkeep.watch.scan import Status
+from turnkeep_store.ids import TreeId
+from turnkeep_store.layers import LayerView
+
+
+class PlaceView(Protocol):
+    """A file tree (or a single file) that belongs to the state."""
+
+    @property
+    def slot(self) -> bytes: ...
+
+    @property
+    def mount(self) -> Mount: ...
+
+    @property
+    def exclude(self) -> frozenset[bytes]: ...
+
+    @property
+    def is_rootfs(self) -> bool: ...
+
+    @property
+    def is_file(self) -> bool: ...
+
+    def open(self, init_pid: int) -> int: ...
+
+
+class FrozenView(Protocol):
+    """A freeze that lasts, or is over."""
+
+    ns: int
+
+    def check(self) -> None: ...
+
+
+class ContainerView(Protocol):
+    """A container as it runs now (or stands still)."""
+
+    init_pid: int
+    running: bool
+    inspected: Mapping[str, Any]
+
+    @property
+    def command(self) -> tuple[str, ...]: ...
+
+    @property
+    def health_check(self) -> tuple[str, ...]: ...
+
+    def covered(self) -> tuple[PlaceView, ...]: ...
+
+    def pids(self) -> list[int]: ...
+
+    def usage_ns(self) -> int: ...
+
+    def frozen(
+        self, budget_s: float, *, hold: bool = False
+    ) -> contextlib.AbstractContextManager[FrozenView | None]: ...
+
+    def image_view(self, place: Any) -> LayerView | None: ...
+
+
+@dataclass(slots=True)
+class PlaceBaseline:
+    """The file status of every path of one place, as of the last checkpoint.
+
+    `doubtful` paths may have changed without a trace and are read again.
+    """
+
+    files: dict[bytes, Status] = field(default_factory=dict)
+    opaque: set[bytes] = field(default_factory=set)
+    doubtful: set[bytes] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Baseline:
+    """What a sandbox's next turn is compared with.
+
+    An empty one is always sound: everything is then read and compared by
+    content, which is what happens after a start of the daemon.
+    """
+
+    tree: TreeId | None = None
+    checkpoint_id: CheckpointId | None = None
+    places: dict[bytes, PlaceBaseline] = field(default_factory=dict)
+    processes: ProcessSample | None = None
+
+    def place(self, slot: bytes) -> PlaceBaseline:
+        """Return what is known of a place."""
+        return self.places.get(slot) or PlaceBaseline()

@@ -1,0 +1,318 @@
+"""The client for asyncio: `sync`, with awaits."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from turnkeep.client import calls, handles, values
+from turnkeep.client.aio_link import AsyncLink
+from turnkeep.client.calls import Ref, RestoreMode, Verify
+from turnkeep.client.session import DEFAULT_RETRY_S, OnError, open_session
+from turnkeep.errors import TurnkeepError
+from turnkeep.model import RetentionPolicy, TurnMetadata, TurnState
+
+OnProgress = Callable[[values.Progress], object]
+
+
+def connect(
+    address: str | None = None,
+    *,
+    on_error: OnError = "raise",
+    retry_s: float = DEFAULT_RETRY_S,
+    session: str | None = None,
+) -> AsyncClient:
+    """Return a client of the daemon: `turnkeep.connect` for asyncio.
+
+    It belongs to the event loop of its first call.
+    """
+    return AsyncClient(AsyncLink(open_session(address, on_error=on_error, retry_s=retry_s, session=session)))
+
+
+class AsyncClient:
+    """A connection to the daemon. Use it as an asynchronous context manager, or `close` it."""
+
+    def __init__(self, link: AsyncLink) -> None:
+        self._link = link
+
+    @property
+    def address(self) -> str:
+        """Where the daemon is sought."""
+        return self._link.session.address
+
+    @property
+    def session(self) -> str:
+        """The token that names this harness's run to the daemon."""
+        return self._link.session.token
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Hang up. The sandboxes stay attached."""
+        await self._link.close()
+
+    async def attach(self, container: str) -> AsyncSandbox:
+        """Watch a running container, by name or id. Attaching it again does no harm."""
+        sandbox = AsyncSandbox(self._link, container)
+        try:
+            await sandbox.attach()
+        except TurnkeepError as error:
+            if not self._link.session.tolerates(error):
+                raise
+        return sandbox
+
+    async def sandbox(self, name: str) -> AsyncSandbox:
+        """Return a sandbox that the daemon knows, by its id, or its container's name or id."""
+        return AsyncSandbox(self._link, name, await self._link.call(calls.get_sandbox(name)))
+
+    async def sandboxes(self, *, include_detached: bool = False) -> list[values.SandboxInfo]:
+        """Return what the daemon says of all its sandboxes, by name."""
+        return await self._link.call(calls.list_sandboxes(include_detached=include_detached))
+
+    async def checkpoint(self, checkpoint: str) -> values.Checkpoint:
+        """Return a checkpoint by its id, shortened or not."""
+        return await self._link.call(calls.get_checkpoint("", checkpoint))
+
+    async def checkpoints(self) -> list[values.Checkpoint]:
+        """Return the checkpoints of all sandboxes, oldest first."""
+        return await self._link.call(calls.list_checkpoints(""))
+
+    async def delete_checkpoint(self, checkpoint: str) -> values.DeletedCheckpoint:
+        """Delete a checkpoint by its id. `prune` frees its space."""
+        return await self._link.call(calls.delete_checkpoint("", checkpoint))
+
+    def diff(self, before: str, after: str) -> AsyncIterator[values.Change]:
+        """Yield the paths in which two checkpoints, named by id, differ."""
+        return self._link.stream(calls.diff("", before, after))
+
+    def events(
+        self, sandbox: str = "", *, after: int = 0, for_s: float | None = None
+    ) -> AsyncIterator[values.Event]:
+        """Yield what happens, of one sandbox or all, until the iterator is closed or `for_s` is over.
+
+        With `after`, the recorded events with a higher sequence number come first.
+        """
+        return self._link.stream(calls.events(sandbox, after=after, for_s=for_s))
+
+    async def prune(
+        self,
+        policy: RetentionPolicy | None = None,
+        *,
+        dry_run: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> values.PruneResult:
+        """Apply a retention policy, the daemon's own by default, and free what nothing references."""
+        return await self._link.work(calls.prune(policy, dry_run=dry_run), on_progress)
+
+    async def check(
+        self, *, skip_data: bool = False, on_progress: OnProgress | None = None
+    ) -> values.CheckResult:
+        """Verify everything in the store. Damage is in the result, not raised."""
+        return await self._link.work(calls.check(skip_data=skip_data), on_progress)
+
+    async def status(self) -> values.HostStatus:
+        """Return what the daemon says of itself, its host and its store."""
+        return await self._link.call(calls.host_status())
+
+
+class AsyncSandbox(handles.SandboxHandle):
+    """A container that Turnkeep watches."""
+
+    def __init__(self, link: AsyncLink, container: str, info: values.SandboxInfo | None = None) -> None:
+        super().__init__(container, info)
+        self._link = link
+
+    async def attach(self) -> values.SandboxInfo:
+        """Attach the container, again after a detach perhaps."""
+        return self._learn(await self._link.call(calls.attach(self._container)))
+
+    async def detach(self) -> values.SandboxInfo:
+        """Stop watching it. Its checkpoints stay."""
+        return self._learn(await self._link.call(calls.detach(self.key)))
+
+    async def refresh(self) -> values.SandboxInfo:
+        """Ask the daemon how it is now."""
+        return self._learn(await self._link.call(calls.get_sandbox(self.key)))
+
+    def turn(
+        self,
+        label: str = "",
+        *,
+        harness_turn_id: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        metadata: TurnMetadata | None = None,
+        take_over: bool = False,
+        gate_timeout_s: float | None = None,
+    ) -> AsyncTurn:
+        """Return a turn to run tools in: `async with box.turn("pytest") as turn: …`.
+
+        Entering waits for the gate and begins the turn; leaving ends it, also
+        when the body raised: the exception passes through, and its class is
+        kept as a label. `take_over` closes a turn that another session left open.
+        """
+        wish = handles.TurnWish(
+            label=label,
+            harness_turn_id=harness_turn_id,
+            labels=labels or {},
+            metadata=metadata or TurnMetadata(),
+            take_over=take_over,
+            gate_timeout_s=gate_timeout_s,
+        )
+        return AsyncTurn(self, self._link, wish)
+
+    async def adopt(self, number: int) -> AsyncTurn:
+        """Return a turn that was begun elsewhere, to end it or to store a state with it."""
+        turns = await self.turns(after=number - 1)
+        turn = self.turn()
+        turn._adopt(handles.only(turns, number, self.name))
+        return turn
+
+    async def turns(self, *, after: int = 0, limit: int = 0) -> list[values.TurnInfo]:
+        """Return the turns with higher numbers than `after`, oldest first; at most the newest `limit`."""
+        return await self._link.call(calls.list_turns(self.key, after=after, limit=limit))
+
+    async def wait(
+        self, turn: int = 0, state: TurnState | str = TurnState.DURABLE, *, timeout_s: float | None = None
+    ) -> values.TurnInfo:
+        """Wait until a turn, the newest by default, has reached a state. A skipped turn has reached all.
+
+        Raises:
+            TurnFailed: it failed and will not reach the state.
+            WaitTimeout: it did not in time.
+        """
+        wanted = calls.turn_state(state)
+        answer = await self._link.call(calls.wait_turn(self.key, turn, wanted, timeout_s))
+        return handles.settled(answer, wanted)
+
+    async def state(self, turn: int) -> bytes:
+        """Return the harness state that was stored with a turn."""
+        return b"".join([piece async for piece in self._link.stream(calls.get_state(self.key, turn))])
+
+    async def put_state(self, turn: int, data: bytes) -> values.StoredState:
+        """Store a harness state of up to 64 MiB with a turn. It is durable when this returns."""
+        return await self._link.upload(calls.put_state(self.key, turn, data))
+
+    async def checkpoint(self, *, name: str = "", tags: Sequence[str] = ()) -> values.Checkpoint:
+        """Take a checkpoint by hand. It is durable when this returns."""
+        return await self._link.call(calls.create_checkpoint(self.key, name=name, tags=tags))
+
+    async def checkpoints(self) -> list[values.Checkpoint]:
+        """Return its checkpoints, oldest first."""
+        return await self._link.call(calls.list_checkpoints(self.key))
+
+    async def find_checkpoint(self, ref: Ref) -> values.Checkpoint:
+        """Return the checkpoint of a turn (by number), or the one with this id or name."""
+        return await self._link.call(calls.get_checkpoint(self.key, ref))
+
+    async def delete_checkpoint(self, ref: Ref) -> values.DeletedCheckpoint:
+        """Delete a checkpoint. Its children are given its parent; `prune` frees its space."""
+        return await self._link.call(calls.delete_checkpoint(self.key, ref))
+
+    def diff(self, before: Ref, after: Ref | None = None) -> AsyncIterator[values.Change]:
+        """Yield the paths in which two checkpoints differ; the newer one is the head by default."""
+        return self._link.stream(calls.diff(self.key, before, after))
+
+    async def restore(
+        self,
+        *,
+        turn: int | None = None,
+        checkpoint: str | None = None,
+        mode: RestoreMode | None = None,
+        new_name: str | None = None,
+        skip_safety_checkpoint: bool = False,
+        verify: Verify | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> values.RestoreResult:
+        """Bring the sandbox back to a turn or a checkpoint.
+
+        The daemon chooses between live and cold unless `mode` says. The present
+        state is captured first, unless told otherwise. Raises whatever
+        `on_error` says: a restore never silently does nothing.
+
+        Raises:
+            DigestMismatch: what is there now is not what was captured.
+            RestoreFailed: it could not be finished; the message says what was left.
+        """
+        request = calls.restore(
+            self.key,
+            turn=turn,
+            checkpoint=checkpoint,
+            mode=mode,
+            new_name=new_name,
+            skip_safety_checkpoint=skip_safety_checkpoint,
+            verify=verify,
+        )
+        result = await self._link.work(request, on_progress)
+        self._learn(result.sandbox)
+        return result
+
+
+class AsyncTurn(handles.TurnHandle):
+    """A turn of a sandbox, begun and ended by `async with`, or by `begin` and `end`."""
+
+    def __init__(self, sandbox: AsyncSandbox, link: AsyncLink, wish: handles.TurnWish) -> None:
+        super().__init__(link.session, wish)
+        self._sandbox = sandbox
+        self._link = link
+
+    async def __aenter__(self) -> Self:
+        await self.begin()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, raised: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._label_exception(raised)
+        try:
+            await self._end()
+        except TurnkeepError as error:
+            self._lost(error, raised)
+
+    async def begin(self) -> None:
+        """Attach the sandbox if that is still to be done, wait for the gate, begin the turn."""
+        try:
+            if not self._sandbox.attached:
+                await self._sandbox.attach()
+            self._begun(await self._link.call(self._begin_call(self._sandbox.key)))
+        except TurnkeepError as error:
+            self._lost(error)
+
+    async def end(self) -> None:
+        """End the turn. The daemon answers at once and captures afterwards."""
+        try:
+            await self._end()
+        except TurnkeepError as error:
+            self._lost(error)
+
+    async def wait(
+        self, state: TurnState | str = TurnState.DURABLE, *, timeout_s: float | None = None
+    ) -> values.TurnInfo:
+        """Wait until the turn has reached a state. A skipped turn has reached all.
+
+        Raises:
+            TurnFailed: it failed and will not reach the state.
+            WaitTimeout: it did not in time.
+            TurnkeepError: what kept the turn from being begun.
+        """
+        self.info = await self._sandbox.wait(self._begun_number(), state, timeout_s=timeout_s)
+        return self.info
+
+    async def put_state(self, data: bytes) -> values.StoredState | None:
+        """Store a harness state of up to 64 MiB with the turn. It is durable when this returns it.
+
+        With `on_error="ignore"` it returns None when it could not be stored.
+        """
+        try:
+            return await self._sandbox.put_state(self._begun_number(), data)
+        except TurnkeepError as error:
+            self._lost(error)
+            return None
+
+    async def _end(self) -> None:
+        if self.number is not None:
+            self.info = await self._link.call(self._end_call(self._sandbox.key))

@@ -1,0 +1,145 @@
+"""Configuration: `/etc/turnkeep/turnkeep.toml` and the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from turnkeep.codec import from_json
+from turnkeep.errors import InvalidRequest
+from turnkeep.model import RetentionPolicy
+
+DEFAULT_ADDRESS = "unix:///run/turnkeep/turnkeep.sock"
+DEFAULT_STATE_DIR = "/var/lib/turnkeep"
+DEFAULT_CONFIG = "/etc/turnkeep/turnkeep.toml"
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds on what one sandbox may cost. Sizes in bytes, times in seconds."""
+
+    freeze_budget_s: float = 5.0
+    """A freeze that would last longer is given up; the turn is tried again, then fails."""
+    capture_attempts: int = 3
+    arena_bytes: int = 64 * MIB
+    """Content read into memory inside one freeze; files that do not fit are copied ahead."""
+    copy_ahead_bytes: int = 8 * MIB
+    """Files from this size on are copied before the freeze."""
+    max_paths: int = 2_000_000
+    """Paths in one sandbox's writable state."""
+    gate_timeout_s: float = 30.0
+    wait_timeout_s: float = 300.0
+    turn_timeout_s: float = 6 * 3600.0
+    """A turn open for longer is closed as abandoned."""
+    harness_state_bytes: int = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classify:
+    """What counts as a derived cache, and which processes a restart brings back."""
+
+    caches: tuple[str, ...] = (
+        "__pycache__",
+        ".pytest_cache",
+        ".mypy_cache",
+        ".ruff_cache",
+        ".hypothesis",
+    )
+    """Names of folders whose content can be derived again."""
+    reproducible: tuple[str, ...] = ("sleep", "tail", "tini", "docker-init", "dumb-init", "catatonit", "pause")
+    """Names of programs that hold no state as a container's init."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that can be set. Passed in, never looked up."""
+
+    address: str = DEFAULT_ADDRESS
+    state_dir: str = DEFAULT_STATE_DIR
+    socket_mode: int = 0o660
+    socket_group: str = ""
+    docker_host: str = ""
+    """Empty: as the Docker SDK finds it (DOCKER_HOST or the default socket)."""
+    compression_level: int = 3
+    workers: int = max(2, min(8, os.cpu_count() or 2))
+    log_format: str = "auto"
+    log_level: str = "info"
+    auto_attach: bool = True
+    limits: Limits = field(default_factory=Limits)
+    classify: Classify = field(default_factory=Classify)
+    retention: RetentionPolicy = field(default_factory=RetentionPolicy)
+
+    @property
+    def state_path(self) -> Path:
+        """The state directory."""
+        return Path(self.state_dir)
+
+
+def load(path: str | None = None, environment: Mapping[str, str] = os.environ) -> Config:
+    """Read the configuration file and apply the environment to it.
+
+    A file that was named (by argument or TURNKEEP_CONFIG) must exist; the
+    default one need not.
+
+    Raises:
+        InvalidRequest: the file cannot be read, has unknown keys or wrong values.
+    """
+    named = path or environment.get("TURNKEEP_CONFIG")
+    values = _read(Path(named or DEFAULT_CONFIG), required=named is not None)
+    if "TURNKEEP_ADDRESS" in environment:
+        values["address"] = environment["TURNKEEP_ADDRESS"]
+    if "TURNKEEP_STATE_DIR" in environment:
+        values["state_dir"] = environment["TURNKEEP_STATE_DIR"]
+    source = named or DEFAULT_CONFIG
+    _refuse_unknown(Config, values, source)
+    try:
+        config: Config = from_json(Config, values)
+    except ValueError as error:
+        raise InvalidRequest(f"configuration does not fit: {error}", object=source) from error
+    _check(config, source)
+    return config
+
+
+def _read(path: Path, *, required: bool) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        if required:
+            raise InvalidRequest("configuration file does not exist", object=str(path)) from None
+        return {}
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"configuration file cannot be read: {error}", object=str(path)) from error
+
+
+def _refuse_unknown(cls: type[Any], values: Mapping[str, Any], source: str, prefix: str = "") -> None:
+    known = {item.name: item for item in dataclasses.fields(cls)}
+    nested = {"limits": Limits, "classify": Classify, "retention": RetentionPolicy}
+    for key, value in values.items():
+        if key not in known:
+            hint = f"known keys here: {', '.join(sorted(known))}"
+            raise InvalidRequest(f"unknown configuration key {prefix}{key}", object=source, hint=hint)
+        if key in nested and isinstance(value, dict) and not prefix:
+            _refuse_unknown(nested[key], value, source, f"{key}.")
+
+
+def _check(config: Config, source: str) -> None:
+    if not config.address.startswith("unix:"):
+        raise InvalidRequest(
+            f"address {config.address!r} is not a unix socket",
+            object=source,
+            hint="use unix:///path; TCP is not offered by this version",
+        )
+    if not os.path.isabs(config.state_dir):
+        raise InvalidRequest(f"state_dir {config.state_dir!r} is not an absolute path", object=source)
+    for item in dataclasses.fields(Limits):
+        if getattr(config.limits, item.name) <= 0:
+            raise InvalidRequest(f"limits.{item.name} has to be greater than zero", object=source)
+    if not 1 <= config.compression_level <= 19:
+        raise InvalidRequest("compression_level goes from 1 to 19", object=source)

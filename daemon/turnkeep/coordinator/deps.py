@@ -1,0 +1,78 @@
+"""What every coordinator works with, and where blocking work runs."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+from turnkeep.checkpointer.capture import Checkpointer
+from turnkeep.config import Config
+from turnkeep.journal import Journal
+from turnkeep.runtime.engine import Engine
+from turnkeep.runtime.freezer import Freezer
+from turnkeep_store.repository import Repository
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Pools:
+    """Threads by what they wait for, so that one kind of work never waits for another.
+
+    Captures need a thread at once and for milliseconds; commits compress and
+    write for as long as it takes; the journal has one writer; the engine may
+    hang.
+    """
+
+    capture: Executor
+    commit: Executor
+    journal: Executor
+    engine: Executor
+
+    @classmethod
+    def start(cls, workers: int) -> Pools:
+        """Start the threads."""
+        return cls(
+            capture=ThreadPoolExecutor(max(8, workers * 4), "capture"),
+            commit=ThreadPoolExecutor(max(2, workers), "commit"),
+            journal=ThreadPoolExecutor(1, "journal"),
+            engine=ThreadPoolExecutor(8, "engine"),
+        )
+
+    def stop(self) -> None:
+        """Wait for what runs, and end the threads."""
+        for pool in (self.capture, self.commit, self.engine, self.journal):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(slots=True)
+class Deps:
+    """The parts that `app` put together."""
+
+    config: Config
+    journal: Journal
+    repository: Repository
+    checkpointer: Checkpointer
+    engine: Engine
+    freezer: Freezer
+    pools: Pools
+    spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+async def run(pool: Executor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a blocking call in a pool's thread.
+
+    If the caller is cancelled, the call still runs to its end: a freeze or a
+    write is never torn off in the middle.
+    """
+    future = asyncio.get_running_loop().run_in_executor(pool, functools.partial(call, *args, **kwargs))
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise

@@ -1,0 +1,390 @@
+"""What happened, durably: an append-only list of events in SQLite.
+
+The tables of sandboxes, turns, checkpoints, intents and answered requests are
+projections: every event carries the values that it puts or deletes, both are
+written in one transaction, and `rebuild` makes the tables anew from the events.
+When `append` returns, the event survives a crash (WAL, synchronous=FULL).
+
+The store, not the journal, is the truth about checkpoints: start-up recovery
+(`recovery`) makes the journal agree with it.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from turnkeep.errors import ResourceExhausted, StoreDamaged
+from turnkeep.model import (
+    NO_TURN,
+    Checkpoint,
+    CheckpointId,
+    Event,
+    SandboxId,
+    SandboxRecord,
+    Turn,
+    TurnNumber,
+)
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS events (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    time_ns INTEGER NOT NULL, kind TEXT NOT NULL, sandbox_id TEXT, sandbox_name TEXT NOT NULL,
+    turn INTEGER NOT NULL, message TEXT NOT NULL, details TEXT NOT NULL, changes TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS projection (
+    kind TEXT NOT NULL, key TEXT NOT NULL, sandbox_id TEXT NOT NULL, position INTEGER NOT NULL,
+    value TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS projection_by_sandbox ON projection (kind, sandbox_id, position);
+CREATE INDEX IF NOT EXISTS turn_by_harness ON projection (
+    sandbox_id, json_extract(value, '$.session'), json_extract(value, '$.harness_turn_id'))
+    WHERE kind = 'turn';
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Set a projected value. `position` orders the values of one sandbox."""
+
+    kind: str
+    key: str
+    sandbox_id: str
+    position: int
+    value: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Take a projected value away."""
+
+    kind: str
+    key: str
+
+
+Change = Put | Delete
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """Work that was begun and has to be finished or undone: a restore."""
+
+    id: str
+    kind: str
+    sandbox_id: SandboxId
+    details: Mapping[str, Any]
+
+
+def put_sandbox(sandbox: SandboxRecord) -> Put:
+    """Return the change that records a sandbox."""
+    return Put("sandbox", sandbox.id, sandbox.id, sandbox.attached_at_ns, sandbox.to_json())
+
+
+def put_turn(turn: Turn) -> Put:
+    """Return the change that records a turn."""
+    return Put("turn", f"{turn.sandbox_id}@{turn.number}", turn.sandbox_id, turn.number, turn.to_json())
+
+
+def put_checkpoint(checkpoint: Checkpoint) -> Put:
+    """Return the change that records a checkpoint."""
+    return Put(
+        "checkpoint", checkpoint.id, checkpoint.sandbox_id, checkpoint.created_at_ns, checkpoint.to_json()
+    )
+
+
+def put_intent(intent: Intent) -> Put:
+    """Return the change that records an intent."""
+    value = {"kind": intent.kind, "details": dict(intent.details)}
+    return Put("intent", intent.id, intent.sandbox_id, 0, value)
+
+
+def put_answer(request_id: str, kind: str, sandbox_id: str, value: Mapping[str, Any]) -> Put:
+    """Return the change that records the answer to a request, to be given again."""
+    return Put("answer", request_id, sandbox_id, 0, {"call": kind, **value})
+
+
+class Journal:
+    """The journal of one state directory. Used from any thread; one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.RLock()
+        self._listeners: list[Callable[[Event], None]] = []
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
+        try:
+            with _damage(path):
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=FULL")
+                self._db.executescript(_SCHEMA)
+                self._check_version(path)
+        except StoreDamaged:
+            self._db.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    def subscribe(self, listener: Callable[[Event], None]) -> Callable[[], None]:
+        """Call `listener` with every event that is appended from now on, from
+        whichever thread appends it. Returns what ends that."""
+        with self._lock:
+            self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def append(
+        self,
+        kind: str,
+        message: str,
+        *,
+        sandbox: SandboxRecord | None = None,
+        turn: TurnNumber = NO_TURN,
+        details: Mapping[str, Any] | None = None,
+        changes: Iterable[Change] = (),
+    ) -> Event:
+        """Record that something happened, and what it changes.
+
+        Afterwards both are durable; before, neither is there.
+
+        Raises:
+            ResourceExhausted, StoreDamaged: the journal cannot be written.
+        """
+        changes = tuple(changes)
+        event = Event(
+            sequence=0,
+            time_ns=time.time_ns(),
+            kind=kind,
+            sandbox_id=sandbox.id if sandbox else None,
+            sandbox_name=sandbox.name if sandbox else "",
+            turn=turn,
+            message=message,
+            details=dict(details or {}),
+        )
+        with self._lock, self._transaction():
+            cursor = self._db.execute(
+                "INSERT INTO events (time_ns, kind, sandbox_id, sandbox_name, turn, message, details, changes)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    event.time_ns,
+                    kind,
+                    event.sandbox_id,
+                    event.sandbox_name,
+                    turn,
+                    message,
+                    json.dumps(event.details),
+                    json.dumps([_to_row(change) for change in changes]),
+                ),
+            )
+            for change in changes:
+                self._apply(change)
+        stored = Event.from_json({**event.to_json(), "sequence": cursor.lastrowid})
+        for listener in tuple(self._listeners):
+            listener(stored)
+        return stored
+
+    def rebuild(self) -> None:
+        """Make the projections anew from the events."""
+        with self._lock, self._transaction():
+            self._db.execute("DELETE FROM projection")
+            rows = self._db.execute("SELECT changes FROM events ORDER BY sequence").fetchall()
+            for (changes,) in rows:
+                for row in json.loads(changes):
+                    self._apply(_from_row(row))
+
+    def projections(self) -> list[tuple[str, str, str]]:
+        """Return (kind, key, value) of everything projected, for comparing."""
+        with self._lock:
+            return self._db.execute("SELECT kind, key, value FROM projection ORDER BY kind, key").fetchall()
+
+    def events(self, after: int = 0, sandbox_id: SandboxId | None = None, limit: int = 1000) -> list[Event]:
+        """Return events with a higher sequence number than `after`, in order."""
+        query = (
+            "SELECT sequence, time_ns, kind, sandbox_id, sandbox_name, turn, message, details FROM events"
+            " WHERE sequence > ? AND (? IS NULL OR sandbox_id = ?) ORDER BY sequence LIMIT ?"
+        )
+        with self._lock:
+            rows = self._db.execute(query, (after, sandbox_id, sandbox_id, limit)).fetchall()
+        return [
+            Event(
+                sequence=row[0],
+                time_ns=row[1],
+                kind=row[2],
+                sandbox_id=row[3],
+                sandbox_name=row[4],
+                turn=TurnNumber(row[5]),
+                message=row[6],
+                details=json.loads(row[7]),
+            )
+            for row in rows
+        ]
+
+    def sandboxes(self) -> list[SandboxRecord]:
+        """Return all sandboxes, the earliest attached first."""
+        return [SandboxRecord.from_json(value) for _, value in self._all("sandbox")]
+
+    def turns(self, sandbox_id: SandboxId) -> list[Turn]:
+        """Return a sandbox's turns in order."""
+        return [Turn.from_json(value) for _, value in self._all("turn", sandbox_id)]
+
+    def turn(self, sandbox_id: SandboxId, number: int) -> Turn | None:
+        """Return one turn."""
+        value = self._one("turn", f"{sandbox_id}@{number}")
+        return Turn.from_json(value) if value is not None else None
+
+    def find_turn(self, sandbox_id: SandboxId, session: str, harness_turn_id: str) -> Turn | None:
+        """Return the turn that a session began under this id of its own."""
+        query = (
+            "SELECT value FROM projection WHERE kind = 'turn' AND sandbox_id = ?"
+            " AND json_extract(value, '$.session') = ? AND json_extract(value, '$.harness_turn_id') = ?"
+        )
+        with self._lock:
+            row = self._db.execute(query, (sandbox_id, session, harness_turn_id)).fetchone()
+        return Turn.from_json(json.loads(row[0])) if row else None
+
+    def checkpoints(self, sandbox_id: SandboxId | None = None) -> list[Checkpoint]:
+        """Return checkpoints in the order of their capture."""
+        return [Checkpoint.from_json(value) for _, value in self._all("checkpoint", sandbox_id)]
+
+    def checkpoint(self, checkpoint_id: CheckpointId) -> Checkpoint | None:
+        """Return one checkpoint."""
+        value = self._one("checkpoint", checkpoint_id)
+        return Checkpoint.from_json(value) if value is not None else None
+
+    def checkpoint_ids(self, prefix: str) -> list[CheckpointId]:
+        """Return the ids that start with `prefix`."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT key FROM projection WHERE kind = 'checkpoint' AND key >= ? AND key < ?",
+                (prefix, prefix + "g"),
+            ).fetchall()
+        return [CheckpointId(row[0]) for row in rows]
+
+    def intents(self) -> list[Intent]:
+        """Return what was begun and not finished."""
+        query = "SELECT key, sandbox_id, value FROM projection WHERE kind = 'intent'"
+        with self._lock:
+            rows = self._db.execute(query).fetchall()
+        found = []
+        for key, sandbox_id, value in rows:
+            data = json.loads(value)
+            found.append(Intent(id=key, kind=data["kind"], sandbox_id=sandbox_id, details=data["details"]))
+        return found
+
+    def answer(self, request_id: str) -> Mapping[str, Any] | None:
+        """Return the answer that was recorded for a request."""
+        return self._one("answer", request_id)
+
+    def meta(self, key: str) -> str | None:
+        """Return a value set with `set_meta`."""
+        with self._lock:
+            row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Remember a value about the state directory itself."""
+        with self._lock, self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def _check_version(self, path: Path) -> None:
+        version = self.meta("schema")
+        if version is None:
+            self.set_meta("schema", str(SCHEMA_VERSION))
+        elif int(version) > SCHEMA_VERSION:
+            raise StoreDamaged(
+                f"the journal has version {version}, this daemon knows {SCHEMA_VERSION}",
+                object=str(path),
+                hint="use the version of Turnkeep that wrote it, or a later one",
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            if "full" in str(error):
+                raise ResourceExhausted(
+                    f"the journal cannot be written: {error}",
+                    object="journal",
+                    hint="make room under the state directory",
+                ) from error
+            raise StoreDamaged(
+                f"the journal cannot be written: {error}",
+                object="journal",
+                hint="is the disk under the state directory full or read-only?",
+            ) from error
+
+    def _apply(self, change: Change) -> None:
+        match change:
+            case Put(kind, key, sandbox_id, position, value):
+                self._db.execute(
+                    "INSERT OR REPLACE INTO projection VALUES (?, ?, ?, ?, ?)",
+                    (kind, key, sandbox_id, position, json.dumps(value)),
+                )
+            case Delete(kind, key):
+                self._db.execute("DELETE FROM projection WHERE kind = ? AND key = ?", (kind, key))
+
+    def _all(self, kind: str, sandbox_id: str | None = None) -> list[tuple[str, dict[str, Any]]]:
+        query = (
+            "SELECT key, value FROM projection WHERE kind = ? AND (? IS NULL OR sandbox_id = ?)"
+            " ORDER BY position, key"
+        )
+        with self._lock:
+            rows = self._db.execute(query, (kind, sandbox_id, sandbox_id)).fetchall()
+        return [(key, json.loads(value)) for key, value in rows]
+
+    def _one(self, kind: str, key: str) -> dict[str, Any] | None:
+        query = "SELECT value FROM projection WHERE kind = ? AND key = ?"
+        with self._lock:
+            row = self._db.execute(query, (kind, key)).fetchone()
+        return json.loads(row[0]) if row else None
+
+
+def _to_row(change: Change) -> list[Any]:
+    match change:
+        case Put(kind, key, sandbox_id, position, value):
+            return ["put", kind, key, sandbox_id, position, value]
+        case Delete(kind, key):
+            return ["delete", kind, key]
+
+
+def _from_row(row: list[Any]) -> Change:
+    if row[0] == "put":
+        return Put(*row[1:])
+    return Delete(*row[1:])
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise StoreDamaged(
+            f"the journal cannot be read: {error}",
+            object=str(path),
+            hint="move it away: checkpoints are found again in the store, turns without one are not",
+        ) from error

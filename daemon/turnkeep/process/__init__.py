@@ -1,0 +1,1 @@
+"""Room for process images (CRIU). Nothing is here yet: checkpoints hold files only."""

@@ -1,0 +1,305 @@
+"""What the daemon does before it serves: put right what a crash left.
+
+Everything here can be interrupted and done again; a second recovery finds
+nothing to do.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from turnkeep.checkpoints import KIND, STATE_KIND, checkpoint_of
+from turnkeep.coordinator import restore as restoring
+from turnkeep.coordinator.deps import Deps, run
+from turnkeep.coordinator.registry import Registry
+from turnkeep.coordinator.sandbox import SandboxCoordinator, describe, head_baseline
+from turnkeep.errors import ContainerNotFound, TurnkeepError
+from turnkeep.journal import Change, Delete, Intent, put_checkpoint, put_sandbox, put_turn
+from turnkeep.model import (
+    Checkpoint,
+    CheckpointId,
+    ContainerState,
+    SandboxRecord,
+    Turn,
+    TurnNumber,
+    TurnState,
+)
+from turnkeep.restorer.plan import no_progress
+from turnkeep.runtime.cgroup import find_cgroup
+from turnkeep_store.errors import SnapshotNotFound, StoreError
+from turnkeep_store.ids import SnapshotId
+from turnkeep_store.snapshot import Snapshot
+
+log = structlog.get_logger()
+
+
+async def recover(deps: Deps) -> tuple[Registry, list[str]]:
+    """Return the sandboxes as they were, and what was done, a sentence each."""
+    done: list[str] = []
+    registry = Registry(deps)
+    agree_with_store(deps, done)
+    for record in deps.journal.sandboxes():
+        head = deps.journal.checkpoint(record.head_checkpoint_id) if record.head_checkpoint_id else None
+        registry.sandboxes[record.id] = SandboxCoordinator(record, deps, head_baseline(head))
+    held = {intent.sandbox_id for intent in deps.journal.intents() if intent.kind == "restore"}
+    for sandbox in registry.sandboxes.values():
+        if sandbox.record.attached and sandbox.record.id not in held:
+            await _thaw(sandbox, done)
+    for intent in deps.journal.intents():
+        await _settle_intent(registry, intent, done)
+    for sandbox in registry.sandboxes.values():
+        await _settle_turns(sandbox, done)
+    return registry, done
+
+
+def agree_with_store(deps: Deps, done: list[str]) -> None:
+    """Make the journal agree with the store, which is the truth about checkpoints.
+
+    A checkpoint that was committed and not journaled is adopted; one that was
+    deleted there is forgotten here; harness states that no turn names go.
+    """
+    journal = deps.journal
+    stored: dict[str, Checkpoint] = {}
+    states: dict[str, Snapshot] = {}
+    snapshots = deps.repository.snapshots()
+    ids = {str(snapshot.id) for snapshot in snapshots}
+    for snapshot in snapshots:
+        if snapshot.metadata.get("kind") == STATE_KIND:
+            states[snapshot.id] = snapshot
+        elif snapshot.metadata.get("kind") == KIND:
+            try:
+                checkpoint = checkpoint_of(snapshot, ids)
+            except ValueError as error:
+                log.error("checkpoint record not understood", snapshot=snapshot.id, cause=str(error))
+                continue
+            if checkpoint is not None:
+                stored[checkpoint.id] = checkpoint
+    known = {each.id for each in journal.checkpoints()}
+    for checkpoint in stored.values():
+        if checkpoint.id not in known:
+            _adopt_checkpoint(deps, checkpoint, done)
+    for missing in known - stored.keys():
+        _forget_checkpoint(deps, missing, done)
+    _sweep_states(deps, states, done)
+
+
+def _adopt_checkpoint(deps: Deps, checkpoint: Checkpoint, done: list[str]) -> None:
+    journal = deps.journal
+    records = {record.id: record for record in journal.sandboxes()}
+    record = records.get(checkpoint.sandbox_id) or _record_of(checkpoint)
+    turn = journal.turn(checkpoint.sandbox_id, checkpoint.turn) if checkpoint.turn else None
+    changes: list[Change] = [put_checkpoint(checkpoint)]
+    newest = max(
+        (each.created_at_ns for each in journal.checkpoints(checkpoint.sandbox_id)), default=0
+    )
+    if checkpoint.created_at_ns > newest:
+        record = replace(
+            record,
+            head_checkpoint_id=checkpoint.id,
+            last_turn=TurnNumber(max(record.last_turn, checkpoint.turn)),
+            head_turn=checkpoint.turn or record.head_turn,
+            mounts=checkpoint.mounts,
+        )
+    changes.append(put_sandbox(record))
+    if checkpoint.turn:
+        turn = turn or _turn_of(checkpoint)
+        changes.append(
+            put_turn(
+                replace(
+                    turn,
+                    state=TurnState.DURABLE,
+                    checkpoint_id=checkpoint.id,
+                    decision=checkpoint.decision,
+                    changed_files=checkpoint.changed_files,
+                    changed_bytes=checkpoint.changed_bytes,
+                    stored_bytes=checkpoint.stored_bytes,
+                )
+            )
+        )
+    journal.append(
+        "durable",
+        "found in the store at start",
+        sandbox=record,
+        turn=checkpoint.turn,
+        details={"checkpoint": checkpoint.id},
+        changes=changes,
+    )
+    done.append(f"took over checkpoint {checkpoint.id[:12]} of {record.name}, found in the store")
+
+
+def _record_of(checkpoint: Checkpoint) -> SandboxRecord:
+    """Return a sandbox's record as far as one of its checkpoints tells."""
+    return SandboxRecord(
+        id=checkpoint.sandbox_id,
+        name=str(checkpoint.container.get("Name", checkpoint.sandbox_id)),
+        container_id=str(checkpoint.container.get("Id", "")),
+        image=checkpoint.image,
+        image_id=checkpoint.image_id,
+        container_state=ContainerState.RUNNING,
+        attached=True,
+        attached_at_ns=checkpoint.created_at_ns,
+        note="found in the store; its turns without a checkpoint are not known",
+    )
+
+
+def _turn_of(checkpoint: Checkpoint) -> Turn:
+    return Turn(
+        sandbox_id=checkpoint.sandbox_id,
+        number=checkpoint.turn,
+        harness_turn_id="",
+        session="",
+        state=TurnState.DURABLE,
+        parent=TurnNumber(0),
+        began_at_ns=checkpoint.created_at_ns,
+        ended_at_ns=checkpoint.created_at_ns,
+    )
+
+
+def _forget_checkpoint(deps: Deps, checkpoint_id: CheckpointId, done: list[str]) -> None:
+    """A deletion that was cut off after the record, or a record that is lost: say which."""
+    journal = deps.journal
+    checkpoint = journal.checkpoint(checkpoint_id)
+    assert checkpoint is not None
+    record = next((each for each in journal.sandboxes() if each.id == checkpoint.sandbox_id), None)
+    changes: list[Change] = [Delete("checkpoint", checkpoint_id)]
+    changes += [
+        put_checkpoint(replace(each, parent_id=checkpoint.parent_id))
+        for each in journal.checkpoints(checkpoint.sandbox_id)
+        if each.parent_id == checkpoint_id
+    ]
+    if record is not None and record.head_checkpoint_id == checkpoint_id:
+        changes.append(put_sandbox(replace(record, head_checkpoint_id=checkpoint.parent_id)))
+        log.error("the head's record is not in the store", sandbox=record.name, checkpoint=checkpoint_id)
+    journal.append(
+        "checkpoint_deleted",
+        "its record was not in the store at start",
+        sandbox=record,
+        details={"checkpoint": checkpoint_id},
+        changes=changes,
+    )
+    done.append(f"forgot checkpoint {checkpoint_id[:12]}: its record is not in the store")
+
+
+def _sweep_states(deps: Deps, states: Iterable[str], done: list[str]) -> None:
+    journal = deps.journal
+    named = {
+        turn.harness_state.snapshot_id
+        for record in journal.sandboxes()
+        for turn in journal.turns(record.id)
+        if turn.harness_state is not None
+    }
+    for snapshot_id in set(states) - named:
+        try:
+            deps.repository.delete(SnapshotId(snapshot_id))
+        except (SnapshotNotFound, StoreError):
+            continue
+        done.append(f"removed a harness state that no turn names ({snapshot_id[:12]})")
+
+
+async def _thaw(sandbox: SandboxCoordinator, done: list[str]) -> None:
+    """Thaw a container that is frozen and not paused: a freeze of ours was cut off."""
+    try:
+        inspected = await run(sandbox.deps.pools.engine, sandbox.deps.engine.inspect, sandbox.record.container_id)
+        state = inspected["State"]
+        if not state.get("Running") or state.get("Paused"):
+            return
+        cgroup = find_cgroup(state["Pid"], inspected["Id"])
+        if cgroup.is_frozen():
+            cgroup.thaw()
+            done.append(f"thawed {sandbox.record.name}, which had been left frozen")
+    except TurnkeepError as error:
+        log.info("not looked at for a left freeze", sandbox=sandbox.record.name, reason=error.message)
+
+
+async def _settle_intent(registry: Registry, intent: Intent, done: list[str]) -> None:
+    sandbox = registry.sandboxes.get(intent.sandbox_id)
+    try:
+        if intent.kind == "new":
+            await _remove_half_made(registry.deps, intent, done)
+        elif sandbox is not None:
+            await _finish_restore(sandbox, intent)
+            done.append(f"finished the restore of {sandbox.record.name} that was cut off")
+            return
+    except (TurnkeepError, StoreError, OSError) as error:
+        name = sandbox.record.name if sandbox is not None else intent.sandbox_id
+        done.append(f"could not finish the restore of {name}: {describe(error)}")
+        if sandbox is not None:
+            await _thaw(sandbox, done)
+            note = f"a restore was cut off and could not be finished: {describe(error)}"
+            await sandbox.update("failed", note, record={"note": note})
+    registry.deps.journal.append("intent_dropped", intent.kind, changes=(Delete("intent", intent.id),))
+
+
+async def _finish_restore(sandbox: SandboxCoordinator, intent: Intent) -> None:
+    """Do a restore again, from whatever state it was left in."""
+    checkpoint = sandbox.deps.journal.checkpoint(CheckpointId(str(intent.details["checkpoint"])))
+    if checkpoint is None:
+        raise ContainerNotFound("the checkpoint is gone", object=str(intent.details["checkpoint"])[:12])
+    inspected = await run(sandbox.deps.pools.engine, sandbox.deps.engine.inspect, sandbox.record.container_id)
+    sandbox.baseline = head_baseline(None)
+    async with sandbox.holding():
+        if intent.details.get("live") and inspected["State"].get("Running"):
+            cgroup = find_cgroup(inspected["State"]["Pid"], inspected["Id"])
+            cgroup.thaw()
+            container = await sandbox.open()
+            await restoring.live(sandbox, container, checkpoint, full=True, progress=no_progress)
+        else:
+            await restoring.cold_again(sandbox, checkpoint, inspected)
+        await restoring.finish(sandbox, checkpoint, intent, int(intent.details["head_turn"]))
+
+
+async def _remove_half_made(deps: Deps, intent: Intent, done: list[str]) -> None:
+    """Remove a new container that was being filled, and its volumes."""
+    name = str(intent.details["name"])
+
+    def remove() -> None:
+        try:
+            inspected = deps.engine.inspect(name)
+        except ContainerNotFound:
+            inspected = None
+        if inspected is not None and _is_of(inspected["Config"].get("Labels"), intent):
+            deps.engine.remove(inspected["Id"])
+            done.append(f"removed container {name}, which a restore had left half made")
+        for volume in deps.engine.volumes_with_label(f"{restoring.INTENT_LABEL}={intent.id}"):
+            deps.engine.remove_volume(volume)
+
+    await run(deps.pools.engine, remove)
+
+
+def _is_of(labels: dict[str, str] | None, intent: Intent) -> bool:
+    return (labels or {}).get(restoring.INTENT_LABEL) == intent.id
+
+
+async def _settle_turns(sandbox: SandboxCoordinator, done: list[str]) -> None:
+    """Go on with turns that ended and were not durable.
+
+    Only the newest can be captured now: if a later one began, its changes are in
+    the later one's checkpoint.
+    """
+    unfinished = sandbox.adopt_turns(sandbox.deps.journal.turns(sandbox.record.id))
+    for turn in unfinished:
+        name = f"turn {turn.number} of {sandbox.record.name}"
+        if turn.number < sandbox.record.last_turn or not sandbox.record.attached:
+            reason = "the daemon stopped before its capture was durable; a later turn holds its changes"
+            await sandbox.update("failed", reason, turn=turn, state=TurnState.FAILED, state_reason=reason)
+            done.append(f"{name} failed: {reason}")
+        else:
+            sandbox.expect()
+            sandbox.deps.spawn(sandbox.process(turn))
+            done.append(f"captures {name} again")
+
+
+def move_damaged_aside(path: Path) -> Path:
+    """Move a journal that cannot be read out of the way, with its side files."""
+    target = path.with_name(f"{path.name}.damaged")
+    for suffix in ("", "-wal", "-shm"):
+        source = path.with_name(path.name + suffix)
+        if source.exists():
+            shutil.move(source, target.with_name(target.name + suffix))
+    return target
+

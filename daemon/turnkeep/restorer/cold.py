@@ -1,0 +1,252 @@
+"""Restoring a sandbox that does not run: stopped for it, stopped anyway, or new."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from turnkeep.checkpointer.capture import Checkpointer
+from turnkeep.checkpointer.view import Baseline
+from turnkeep.errors import DigestMismatch, RestoreFailed
+from turnkeep.model import Checkpoint, MountKind
+from turnkeep.paths import ROOTFS, display, slot_name
+from turnkeep.restorer.live import rewrite
+from turnkeep.restorer.plan import Progress, Restored
+from turnkeep.runtime.container import Container
+from turnkeep.runtime.mountinfo import read_mountinfo
+from turnkeep.runtime.places import Place
+from turnkeep.watch.processes import sample
+from turnkeep_store.ids import Digest, TreeId
+from turnkeep_store.nodes import set_attributes_of
+from turnkeep_store.repository import Repository
+from turnkeep_store.restorer import Written
+from turnkeep_store.synchroniser import synchronise
+from turnkeep_store.tree import Directory, Entry
+
+NOT_ONE_INSTANT = (
+    "what exists only while a container runs ({places}) was filled right after the start,"
+    " not at one instant with the rest"
+)
+_UNMOUNT_TIMEOUT_S = 10.0
+
+
+def wait_until_unmounted(upper: str) -> None:
+    """Wait until no overlay has this upper layer mounted; changing it meanwhile is undefined.
+
+    Raises:
+        RestoreFailed: it stays mounted.
+    """
+    deadline = time.monotonic() + _UNMOUNT_TIMEOUT_S
+    wanted = os.fsencode(upper)
+    while any(point.super_option(b"upperdir") == wanted for point in read_mountinfo("self")):
+        if time.monotonic() > deadline:
+            raise RestoreFailed(
+                "the writable layer stays mounted after the container stopped",
+                object=upper,
+                hint="is a docker cp or export of this container under way?",
+            )
+        time.sleep(0.005)
+
+
+def fill_on_disk(
+    repository: Repository,
+    checkpoint: Checkpoint,
+    places: Iterable[Place],
+    progress: Progress,
+) -> Written:
+    """Make the writable layer and the volumes of a stopped container equal to a checkpoint.
+
+    Can be repeated after an interruption. When it returns, everything is on the
+    disk.
+
+    Raises:
+        OSError, StoreError: writing or reading failed; the content is in between.
+    """
+    top = _top(repository, checkpoint)
+    total = Written()
+    for place in places:
+        entry = top.entries.get(place.slot)
+        if entry is None or entry.subtree is None or not place.host_path or place.is_file:
+            continue
+        fd = place.open(0)
+        try:
+            written = synchronise(
+                fd,
+                repository,
+                entry.subtree,
+                upper=place.is_rootfs,
+                keep=place.exclude,
+                progress=lambda done: progress("write", done, 0),
+            )
+            set_attributes_of(fd, entry, overlay=place.is_rootfs)
+        finally:
+            os.close(fd)
+        total.paths += written.paths
+        total.bytes += written.bytes
+    return total
+
+
+def fill_running(
+    repository: Repository, checkpoint: Checkpoint, container: Container, total: Written
+) -> list[Place]:
+    """Fill what exists only in a running container: tmpfs mounts and the engine's own files.
+
+    Returns the places that were filled. The caller froze the container.
+    """
+    top = _top(repository, checkpoint)
+    filled = []
+    for place in container.covered():
+        entry = top.entries.get(place.slot)
+        if entry is None or not is_volatile(place):
+            continue
+        fd = place.open(container.init_pid)
+        try:
+            if place.is_file:
+                total.bytes += rewrite(fd, repository, entry)
+                total.paths += 1
+            elif entry.subtree is not None:
+                written = synchronise(fd, repository, entry.subtree, keep=place.exclude)
+                total.paths += written.paths
+                total.bytes += written.bytes
+            set_attributes_of(fd, entry)
+        finally:
+            os.close(fd)
+        filled.append(place)
+    return filled
+
+
+def is_volatile(place: Place) -> bool:
+    """Whether a start of the container makes the place anew."""
+    return place.is_file or place.mount.kind is MountKind.TMPFS
+
+
+def start_and_fill(
+    repository: Repository,
+    checkpointer: Checkpointer,
+    checkpoint: Checkpoint,
+    start: Callable[[], Container],
+    on_disk: Directory,
+    written: Written,
+    *,
+    budget_s: float,
+    progress: Progress,
+) -> tuple[Restored, Baseline, Container]:
+    """Start a container whose disk content is restored, fill the rest, and compare digests.
+
+    `on_disk` is what was read back of the disk before the start; together with
+    what is read of the rest after it, it has to have the checkpoint's digest. A
+    container whose own process writes at once differs from it later, rightly.
+
+    Raises:
+        DigestMismatch: they differ.
+    """
+    progress("start", 0, 0)
+    container = start()
+    with container.frozen(budget_s, hold=True) as freeze:
+        filled = fill_running(repository, checkpoint, container, written)
+        progress("verify", 0, 0)
+        state = checkpointer.current_state(container, None)
+        processes = sample(container.pids(), container.usage_ns)
+    present = state.source.read_directory(state.tree)
+    volatile = {place.slot for place in filled}
+    entries = {entry.name: entry for entry in on_disk if entry.name not in volatile}
+    entries.update({slot: present.entries[slot] for slot in volatile})
+    digest = _compare(repository, checkpoint, Directory(entries))
+    targets = ", ".join(sorted(place.mount.target for place in filled))
+    notes = (NOT_ONE_INSTANT.format(places=targets),) if filled else ()
+    freeze_ns = freeze.ns if freeze is not None else 0
+    restored = Restored(digest.hex(), written, freeze_ns, True, notes)
+    if state.digest != digest:
+        # Its own process wrote something since the start: the next turn reads
+        # everything, and finds it.
+        return restored, Baseline(TreeId(bytes.fromhex(checkpoint.tree)), checkpoint.id), container
+    tree = TreeId(bytes.fromhex(checkpoint.tree))
+    return restored, Baseline(tree, checkpoint.id, state.baseline.places, processes), container
+
+
+def read_back(checkpointer: Checkpointer, container: Container) -> Directory:
+    """Return the top folder of the tree that a stopped container's disk content makes."""
+    state = checkpointer.current_state(container, None)
+    return state.source.read_directory(state.tree)
+
+
+def _compare(repository: Repository, checkpoint: Checkpoint, present: Directory) -> Digest:
+    digest = present.digest()
+    if digest.hex() == checkpoint.digest:
+        return digest
+    wanted = _top(repository, checkpoint)
+    differing = [
+        display(name)
+        for name in sorted(wanted.entries.keys() | present.entries.keys())
+        if not _same(wanted.entries.get(name), present.entries.get(name))
+    ]
+    raise DigestMismatch(
+        f"what is there is not what was captured, below {', '.join(differing)}",
+        object=f"checkpoint {checkpoint.id[:12]}",
+    )
+
+
+def _same(a: Entry | None, b: Entry | None) -> bool:
+    return a is not None and a.same_state(b)
+
+
+def _top(repository: Repository, checkpoint: Checkpoint) -> Directory:
+    return repository.read_directory(TreeId(bytes.fromhex(checkpoint.tree)))
+
+
+def new_container_config(checkpoint: Checkpoint, volumes: Mapping[str, str]) -> dict[str, Any]:
+    """Return what to create a container from, so that it is like the one captured.
+
+    `volumes` maps the names of its volumes to new ones. What belongs to one
+    container alone is left out: its id as hostname, its MAC address.
+    """
+    stored = checkpoint.container
+    config = dict(stored["Config"])
+    if config.get("Hostname") == stored["Id"][:12]:
+        config.pop("Hostname")
+    config.pop("MacAddress", None)
+    config["Image"] = checkpoint.image_id
+    host = {key: value for key, value in stored["HostConfig"].items() if key not in ("ContainerIDFile", "Links")}
+    binds = []
+    for bind in host.get("Binds") or ():
+        source, _, rest = bind.partition(":")
+        binds.append(f"{volumes.get(source, source)}:{rest}")
+    host["Binds"] = binds
+    host["Mounts"] = [
+        {**mount, "Source": volumes.get(mount.get("Source", ""), mount.get("Source", ""))}
+        if mount.get("Type") == "volume"
+        else mount
+        for mount in host.get("Mounts") or ()
+    ]
+    return {**config, "HostConfig": host}
+
+
+def unstarted_places(inspected: Mapping[str, Any], checkpoint: Checkpoint) -> list[Place]:
+    """Return the places on disk of a container that was created and not started.
+
+    Raises:
+        RestoreFailed: the engine does not say where its writable layer is.
+    """
+    data = (inspected.get("GraphDriver") or {}).get("Data") or {}
+    if not data.get("UpperDir"):
+        raise RestoreFailed(
+            "the engine does not say where the new container's writable layer is",
+            object=inspected["Name"].lstrip("/"),
+            hint="use the engine's overlay2 storage driver",
+        )
+    mounts = {mount.target: mount for mount in checkpoint.mounts if mount.covered}
+    layers = tuple(data["LowerDir"].split(":"))
+    excluded = frozenset(os.fsencode(mount.target.lstrip("/")) for mount in checkpoint.mounts if mount.target != "/")
+    places = [
+        Place(slot=ROOTFS, mount=mounts["/"], host_path=data["UpperDir"], exclude=excluded, layers=layers)
+    ]
+    for mount in inspected.get("Mounts", ()):
+        target = mount["Destination"]
+        if mount["Type"] in ("volume", "bind") and target in mounts:
+            places.append(
+                Place(slot=slot_name(os.fsencode(target)), mount=replace(mounts[target]), host_path=mount["Source"])
+            )
+    return places

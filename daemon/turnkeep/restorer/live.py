@@ -1,0 +1,177 @@
+"""Restoring a running sandbox without restarting it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from turnkeep.checkpointer.capture import Checkpointer
+from turnkeep.checkpointer.view import Baseline
+from turnkeep.errors import RestoreFailed
+from turnkeep.model import Checkpoint
+from turnkeep.paths import display
+from turnkeep.restorer.plan import Progress, Restored, check_digest
+from turnkeep.runtime.container import Container, kill_processes
+from turnkeep.runtime.places import Place, open_root
+from turnkeep.watch.processes import Process, sample
+from turnkeep_store.chunks import read_extents
+from turnkeep_store.diff import diff
+from turnkeep_store.ids import TreeId
+from turnkeep_store.nodes import set_attributes_of, write_segments
+from turnkeep_store.repository import Repository
+from turnkeep_store.restorer import Source, Written, apply_difference
+from turnkeep_store.tree import Entry
+
+_STOP_TIMEOUT_S = 10.0
+_POLL_S = 0.001
+
+
+def stop_strays(container: Container, is_stateful: Callable[[Process], bool]) -> tuple[Process, ...]:
+    """Kill every process that a start of the container would not bring back.
+
+    Meant to be called inside a freeze: the signal is then the first thing that
+    they see. Returns who was killed.
+    """
+    now = sample(container.pids(), container.usage_ns)
+    strays = {process.pid: process for process in now.processes.values() if is_stateful(process)}
+    killed = kill_processes(container, lambda pid: pid not in strays)
+    return tuple(strays[pid] for pid in killed)
+
+
+def wait_until_gone(container: Container, processes: tuple[Process, ...]) -> None:
+    """Wait until killed processes have ended; zombies have, and cannot write.
+
+    Raises:
+        RestoreFailed: one does not, because it waits uninterruptibly perhaps.
+    """
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    left = {process.identity for process in processes}
+    while left := left & sample(container.pids(), container.usage_ns).processes.keys():
+        if time.monotonic() > deadline:
+            raise RestoreFailed(
+                f"processes {sorted(pid for pid, _ in left)} do not end",
+                object=f"container {container.name}",
+                hint="look for state D in ps; a cold restore (--mode cold) restarts the container",
+            )
+        time.sleep(_POLL_S)
+
+
+def restore_live(
+    repository: Repository,
+    checkpointer: Checkpointer,
+    container: Container,
+    checkpoint: Checkpoint,
+    baseline: Baseline | None,
+    *,
+    full: bool,
+    budget_s: float,
+    progress: Progress,
+) -> tuple[Restored, Baseline]:
+    """Bring a running container's files to a checkpoint, frozen meanwhile.
+
+    `baseline` is what is known of the present state; with None everything is
+    read first. Afterwards the digest of what is there equals the checkpoint's.
+    If writing fails, the files are brought back to what they were.
+
+    Raises:
+        DigestMismatch: what was written is not what reads back.
+        RestoreFailed: writing failed; the message says what is there now.
+    """
+    want = TreeId(bytes.fromhex(checkpoint.tree))
+    with container.frozen(budget_s, hold=True) as freeze:
+        progress("compare", 0, 0)
+        before = checkpointer.current_state(container, baseline)
+        work = _Live(container, before.source)
+        progress("write", 0, 0)
+        try:
+            written = work.bring(before.tree, want)
+        except Exception as error:
+            raise _undo(checkpointer, container, before.tree, before.source, error) from error
+        progress("verify", 0, 0)
+        after = checkpointer.current_state(container, None if full else before.baseline, before.source)
+        check_digest(repository, checkpoint, after.digest.hex(), after.tree, after.source)
+        if freeze is not None:
+            freeze.check()
+        processes = sample(container.pids(), container.usage_ns)
+    new = Baseline(want, checkpoint.id, after.baseline.places, processes)
+    freeze_ns = freeze.ns if freeze is not None else 0
+    restored = Restored(after.digest.hex(), written, freeze_ns, full or baseline is None)
+    return restored, new
+
+
+def _undo(
+    checkpointer: Checkpointer, container: Container, before: TreeId, source: Source, cause: Exception
+) -> RestoreFailed:
+    """Bring the files back to `before` after a failure; return the error to raise."""
+    name = f"container {container.name}"
+    try:
+        now = checkpointer.current_state(container, None, source)
+        _Live(container, now.source).bring(now.tree, before)
+    except Exception as error:
+        return RestoreFailed(
+            f"writing failed ({cause}), and so did bringing the files back ({error})",
+            object=name,
+            hint="the files are between two states: restore again, or with --mode cold",
+        )
+    return RestoreFailed(f"writing failed ({cause}); the files are as they were", object=name)
+
+
+class _Live:
+    """Writes differences between trees into a running container's places."""
+
+    def __init__(self, container: Container, source: Source) -> None:
+        self._source = source
+        self._container = container
+        self._places = {place.slot: place for place in container.covered()}
+
+    def bring(self, have: TreeId, want: TreeId) -> Written:
+        """Bring every place from one tree to the other.
+
+        Raises:
+            RestoreFailed: the wanted tree has a place that the container lacks.
+        """
+        total = Written()
+        old, new = self._source.read_directory(have), self._source.read_directory(want)
+        for entry in new:
+            place = self._places.get(entry.name)
+            if place is None:
+                raise RestoreFailed(
+                    f"the checkpoint holds {display(entry.name)}, which this container does not mount",
+                    object=f"container {self._container.name}",
+                )
+            self._bring_place(place, old.entries.get(entry.name), entry, total)
+        return total
+
+    def _bring_place(self, place: Place, have: Entry | None, want: Entry, total: Written) -> None:
+        if have is not None and have == want:
+            return
+        pid = self._container.init_pid
+        # The root file system is written through the container's own merged
+        # view: changes to the upper layer behind a live mount go unseen.
+        fd = open_root(pid) if place.is_rootfs else place.open(pid)
+        try:
+            if place.is_file:
+                total.bytes += rewrite(fd, self._source, want)
+                total.paths += 1
+            elif want.subtree is not None:
+                image = self._container.image_view(place)
+                deltas = diff(self._source, have.subtree if have is not None else None, want.subtree)
+                written = apply_difference(fd, self._source, want.subtree, deltas, image)
+                total.paths += written.paths
+                total.bytes += written.bytes
+            set_attributes_of(fd, want)
+        finally:
+            os.close(fd)
+
+
+def rewrite(fd: int, source: Source, want: Entry) -> int:
+    """Give the open file (O_PATH) the content of an entry, in place; return the bytes written.
+
+    A file that is itself a mount cannot be replaced.
+    """
+    content = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+    try:
+        return write_segments(content, read_extents(source, want.content), want.size)
+    finally:
+        os.close(content)

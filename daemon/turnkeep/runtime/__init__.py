@@ -1,0 +1,1 @@
+"""Docker containers as sandboxes: the engine, mounts, cgroups. Nothing else knows Docker."""

@@ -1,0 +1,78 @@
+"""The edge of the server: every error becomes a status, every surprise is logged."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+
+from turnkeep.errors import InternalError
+from turnkeep.server.status import rich_status, translate
+
+log = structlog.get_logger()
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Aborts calls that raise with the status that stands for the error."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith("/turnkeep."):
+            return handler
+        wrap = _wrap_stream if handler.response_streaming else _wrap_unary
+        for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+            behaviour = getattr(handler, kind)
+            if behaviour is not None:
+                return _replaced(handler, kind, wrap(behaviour, method))
+        return handler
+
+
+def _replaced(handler: Any, kind: str, behaviour: Any) -> grpc.RpcMethodHandler:
+    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    made: grpc.RpcMethodHandler = make(
+        behaviour,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+    return made
+
+
+def _wrap_unary(behaviour: Any, method: str) -> Any:
+    @functools.wraps(behaviour)
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return await behaviour(request, context)
+        except Exception as error:
+            await _abort(error, method, context)
+
+    return call
+
+
+def _wrap_stream(behaviour: Any, method: str) -> Any:
+    @functools.wraps(behaviour)
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        try:
+            async for message in behaviour(request, context):
+                yield message
+        except Exception as error:
+            await _abort(error, method, context)
+
+    return call
+
+
+async def _abort(error: Exception, method: str, context: grpc.aio.ServicerContext) -> None:
+    if isinstance(error, (grpc.aio.AbortError, asyncio.CancelledError)):
+        raise error
+    known = translate(error)
+    if isinstance(known, InternalError):
+        log.error("call failed unexpectedly", method=method, exc_info=error)
+    await context.abort_with_status(rich_status(known))

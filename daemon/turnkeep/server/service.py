@@ -1,0 +1,525 @@
+"""The gRPC methods: from requests to the registry, from its values to messages."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from turnkeep import maintenance
+from turnkeep.api.v1 import turnkeep_pb2 as pb
+from turnkeep.api.v1 import turnkeep_pb2_grpc as pb_grpc
+from turnkeep.coordinator.deps import run
+from turnkeep.coordinator.registry import Registry
+from turnkeep.coordinator.restore import Outcome, Wish
+from turnkeep.coordinator.sandbox import SandboxCoordinator
+from turnkeep.errors import Conflict, InvalidRequest, TurnNotFound, TurnkeepError
+from turnkeep.harness_state import read_state, store_state
+from turnkeep.journal import put_answer
+from turnkeep.model import Checkpoint, Event, HarnessState, SandboxId, Turn, TurnNumber
+from turnkeep.runtime.engine import kernel_release
+from turnkeep.server import conversions as convert
+from turnkeep_store.diff import Delta, diff
+from turnkeep_store.errors import SnapshotNotFound
+from turnkeep_store.ids import SnapshotId, TreeId
+
+T = TypeVar("T")
+
+_PIECE_BYTES = 1024 * 1024
+_EVENTS_QUEUED = 10_000
+_DIFF_BATCH = 500
+MAX_LABEL_BYTES = 16 * 1024
+MAX_TIMEOUT_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What the daemon knows of itself."""
+
+    version: str
+    at_ns: int
+    recovery: tuple[str, ...]
+    degraded: Callable[[], list[str]]
+
+
+class TurnkeepService(pb_grpc.TurnkeepServicer):
+    """The service. All state is the registry's."""
+
+    def __init__(self, registry: Registry, started: Started) -> None:
+        self._registry = registry
+        self._deps = registry.deps
+        self._started = started
+        self._watches: set[asyncio.Queue[Event | None]] = set()
+
+    def end_watches(self) -> None:
+        """End all `WatchEvents` calls: the daemon stops."""
+        for arriving in self._watches:
+            if not arriving.full():
+                arriving.put_nowait(None)
+
+    # -- sandboxes ---------------------------------------------------------
+
+    async def AttachSandbox(self, request: pb.AttachSandboxRequest, context: Any) -> pb.AttachSandboxResponse:
+        sandbox, created = await self._registry.attach(request.container)
+        return pb.AttachSandboxResponse(sandbox=await self._sandbox(sandbox), created=created)
+
+    async def DetachSandbox(self, request: pb.DetachSandboxRequest, context: Any) -> pb.DetachSandboxResponse:
+        sandbox = await self._registry.detach(request.sandbox)
+        return pb.DetachSandboxResponse(sandbox=await self._sandbox(sandbox))
+
+    async def ListSandboxes(self, request: pb.ListSandboxesRequest, context: Any) -> pb.ListSandboxesResponse:
+        found = [
+            each
+            for each in self._registry.sandboxes.values()
+            if each.record.attached or request.include_detached
+        ]
+        found.sort(key=lambda each: each.record.name)
+        return pb.ListSandboxesResponse(sandboxes=[await self._sandbox(each) for each in found])
+
+    async def GetSandbox(self, request: pb.GetSandboxRequest, context: Any) -> pb.GetSandboxResponse:
+        return pb.GetSandboxResponse(sandbox=await self._sandbox(self._registry.find(request.sandbox)))
+
+    # -- turns -------------------------------------------------------------
+
+    async def BeginTurn(self, request: pb.BeginTurnRequest, context: Any) -> pb.BeginTurnResponse:
+        _require(request.session, "session")
+        _require(request.harness_turn_id, "harness_turn_id")
+        _bound("label", request.label)
+        _bound("session", request.session)
+        _bound("harness_turn_id", request.harness_turn_id)
+        limits = self._deps.config.limits
+        turn, gate_ns, abandoned = await self._registry.attached(request.sandbox).begin(
+            request.session,
+            request.harness_turn_id,
+            request.label,
+            take_over=request.take_over,
+            gate_timeout_s=_seconds(request.gate_timeout_ms, limits.gate_timeout_s),
+        )
+        return pb.BeginTurnResponse(
+            turn=convert.turn_message(turn), gate_wait_ns=gate_ns, abandoned_turn=abandoned
+        )
+
+    async def EndTurn(self, request: pb.EndTurnRequest, context: Any) -> pb.EndTurnResponse:
+        _require(request.harness_turn_id, "harness_turn_id")
+        for key, value in {**request.labels, **request.metadata.extra}.items():
+            _bound("labels and metadata", key + value)
+        turn = await self._registry.find(request.sandbox).end(
+            request.session,
+            request.harness_turn_id,
+            dict(request.labels),
+            convert.metadata_from(request.metadata),
+        )
+        return pb.EndTurnResponse(turn=convert.turn_message(turn))
+
+    async def WaitTurn(self, request: pb.WaitTurnRequest, context: Any) -> pb.WaitTurnResponse:
+        timeout_s = _seconds(request.timeout_ms, self._deps.config.limits.wait_timeout_s)
+        sandbox = self._registry.find(request.sandbox)
+        turn = await sandbox.wait(request.turn, convert.state_from(request.state), timeout_s)
+        return pb.WaitTurnResponse(turn=convert.turn_message(turn))
+
+    async def ListTurns(self, request: pb.ListTurnsRequest, context: Any) -> pb.ListTurnsResponse:
+        sandbox = self._registry.find(request.sandbox)
+        turns = await run(self._deps.pools.journal, self._deps.journal.turns, sandbox.record.id)
+        shown = [sandbox.turn(turn.number) for turn in turns if turn.number > request.after]
+        if request.limit:
+            shown = shown[-request.limit :]
+        return pb.ListTurnsResponse(turns=[convert.turn_message(turn) for turn in shown])
+
+    async def PutTurnState(
+        self, request_iterator: AsyncIterator[pb.PutTurnStateRequest], context: Any
+    ) -> pb.PutTurnStateResponse:
+        first = await anext(aiter(request_iterator), None)
+        if first is None:
+            raise InvalidRequest("no message was sent", hint="the first names the sandbox and the turn")
+        sandbox = self._registry.find(first.sandbox)
+        turn = sandbox.turn(first.turn)
+        state, stored = await self._store_state(sandbox, turn.number, first, request_iterator)
+        await sandbox.set_harness_state(turn.number, state)
+        if turn.harness_state is not None:
+            await run(self._deps.pools.commit, self._forget, turn.harness_state)
+        return pb.PutTurnStateResponse(
+            turn=turn.number, size=state.size, blake3=state.blake3, stored_bytes=stored
+        )
+
+    async def _store_state(
+        self,
+        sandbox: SandboxCoordinator,
+        turn: TurnNumber,
+        first: pb.PutTurnStateRequest,
+        messages: AsyncIterator[pb.PutTurnStateRequest],
+    ) -> tuple[HarnessState, int]:
+        """Feed a thread that chunks, compresses and stores with what arrives, a few pieces ahead."""
+        pieces: queue.Queue[bytes | None | Exception] = queue.Queue(maxsize=8)
+
+        def received() -> Iterator[bytes]:
+            while (piece := pieces.get()) is not None:
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+
+        limit = self._deps.config.limits.harness_state_bytes
+        storing = asyncio.ensure_future(
+            run(
+                self._deps.pools.commit,
+                store_state,
+                self._deps.repository,
+                sandbox.record.id,
+                turn,
+                received(),
+                limit,
+            )
+        )
+
+        async def feed(piece: bytes | None | Exception) -> None:
+            while not storing.done():
+                try:
+                    pieces.put_nowait(piece)
+                except queue.Full:
+                    await asyncio.sleep(0.001)
+                else:
+                    return
+
+        try:
+            await feed(first.data)
+            async for message in messages:
+                await feed(message.data)
+        except BaseException:
+            await feed(InvalidRequest("the caller hung up", object=f"turn {turn}"))
+            await asyncio.wait([storing])
+            storing.exception()
+            raise
+        await feed(None)
+        return await storing
+
+    def _forget(self, state: HarnessState) -> None:
+        try:
+            self._deps.repository.delete(SnapshotId(state.snapshot_id))
+        except SnapshotNotFound:
+            return
+
+    async def GetTurnState(
+        self, request: pb.GetTurnStateRequest, context: Any
+    ) -> AsyncIterator[pb.GetTurnStateResponse]:
+        turn = self._registry.find(request.sandbox).turn(request.turn)
+        if turn.harness_state is None:
+            raise TurnNotFound("no harness state was stored with it", object=f"turn {turn.number}")
+        pieces = read_state(self._deps.repository, turn.harness_state)
+        while (piece := await run(self._deps.pools.commit, next, pieces, None)) is not None:
+            yield pb.GetTurnStateResponse(data=piece)
+
+    # -- checkpoints -------------------------------------------------------
+
+    async def CreateCheckpoint(
+        self, request: pb.CreateCheckpointRequest, context: Any
+    ) -> pb.CreateCheckpointResponse:
+        _bound("name", request.name)
+        checkpoint = await self._registry.create_checkpoint(
+            request.sandbox, label=request.name, tags=tuple(request.tags), request_id=request.request_id
+        )
+        return pb.CreateCheckpointResponse(checkpoint=self._checkpoint(checkpoint))
+
+    async def GetCheckpoint(self, request: pb.GetCheckpointRequest, context: Any) -> pb.GetCheckpointResponse:
+        checkpoint, _ = await self._find(request.sandbox, request.ref)
+        return pb.GetCheckpointResponse(checkpoint=self._checkpoint(checkpoint))
+
+    async def ListCheckpoints(
+        self, request: pb.ListCheckpointsRequest, context: Any
+    ) -> pb.ListCheckpointsResponse:
+        sandbox_id: SandboxId | None = None
+        if request.sandbox:
+            sandbox_id = self._registry.find(request.sandbox).record.id
+        found = await run(self._deps.pools.journal, self._deps.journal.checkpoints, sandbox_id)
+        return pb.ListCheckpointsResponse(checkpoints=[self._checkpoint(each) for each in found])
+
+    async def DeleteCheckpoint(
+        self, request: pb.DeleteCheckpointRequest, context: Any
+    ) -> pb.DeleteCheckpointResponse:
+        checkpoint, _ = await self._find(request.sandbox, request.ref)
+        reparented = await self._registry.delete_checkpoint(checkpoint)
+        return pb.DeleteCheckpointResponse(checkpoint_id=checkpoint.id, reparented=reparented)
+
+    async def RestoreSandbox(
+        self, request: pb.RestoreSandboxRequest, context: Any
+    ) -> AsyncIterator[pb.RestoreSandboxResponse]:
+        kept = self._deps.journal.answer(request.request_id) if request.request_id else None
+        if kept is not None:
+            yield pb.RestoreSandboxResponse(result=await self._with_state(pb.RestoreResult.FromString(bytes.fromhex(kept["result"]))))
+            return
+
+        async def work(progress: Callable[[str, int, int], None]) -> pb.RestoreResult:
+            return await self._restore(request, progress)
+
+        async for step in _with_progress(work):
+            if isinstance(step, pb.Progress):
+                yield pb.RestoreSandboxResponse(progress=step)
+            else:
+                yield pb.RestoreSandboxResponse(result=await self._with_state(step))
+
+    async def _restore(
+        self, request: pb.RestoreSandboxRequest, progress: Callable[[str, int, int], None]
+    ) -> pb.RestoreResult:
+        checkpoint, turn = await self._find(request.sandbox, request.ref)
+        live = {pb.RESTORE_MODE_LIVE: True, pb.RESTORE_MODE_COLD: False}.get(request.mode)
+        full = {pb.VERIFY_MODE_FULL: True, pb.VERIFY_MODE_CHANGED: False}.get(request.verify)
+        wish = Wish(
+            checkpoint=checkpoint,
+            turn=turn,
+            live=live,
+            skip_safety=request.skip_safety_checkpoint,
+            full=full,
+        )
+        if request.mode == pb.RESTORE_MODE_NEW or request.new_name:
+            sandbox, outcome = await self._registry.restore_new(wish, request.new_name, progress)
+        else:
+            sandbox, outcome = await self._registry.restore(request.sandbox, wish, progress)
+        result = await self._result(sandbox, outcome)
+        if request.request_id:
+            answer = put_answer(
+                request.request_id, "restore", sandbox.record.id, {"result": result.SerializeToString().hex()}
+            )
+            await sandbox.record_event("restore_answered", "", changes=(answer,))
+        return result
+
+    async def _result(self, sandbox: SandboxCoordinator, outcome: Outcome) -> pb.RestoreResult:
+        restored = outcome.restored
+        return pb.RestoreResult(
+            sandbox=await self._sandbox(sandbox),
+            checkpoint_id=outcome.checkpoint.id,
+            mode=convert.RESTORE_MODES[outcome.mode],
+            mode_reason=outcome.mode_reason,
+            safety_checkpoint_id=outcome.safety_id or "",
+            expected_digest=outcome.checkpoint.digest,
+            actual_digest=restored.digest,
+            verify=pb.VERIFY_MODE_FULL if restored.full else pb.VERIFY_MODE_CHANGED,
+            changed_paths=restored.written.paths,
+            written_bytes=restored.written.bytes,
+            freeze_ns=restored.freeze_ns,
+            total_ns=outcome.total_ns,
+            notes=list(outcome.notes),
+            stopped_processes=list(restored.stopped),
+            turn=outcome.turn,
+        )
+
+    async def _with_state(self, result: pb.RestoreResult) -> pb.RestoreResult:
+        """Add the harness state of the restored turn, which the recorded answer leaves out."""
+        checkpoint = self._deps.journal.checkpoint(result.checkpoint_id)  # type: ignore[arg-type]
+        owner = self._registry.sandboxes.get(checkpoint.sandbox_id) if checkpoint is not None else None
+        if owner is None or not result.turn:
+            return result
+        turn = owner.turn(result.turn)
+        if turn.harness_state is not None:
+            pieces = await run(
+                self._deps.pools.commit, lambda: b"".join(read_state(self._deps.repository, turn.harness_state))  # type: ignore[arg-type]
+            )
+            result.harness_state = pieces
+            result.has_harness_state = True
+        return result
+
+    async def DiffCheckpoints(
+        self, request: pb.DiffCheckpointsRequest, context: Any
+    ) -> AsyncIterator[pb.DiffCheckpointsResponse]:
+        before, _ = await self._find(request.sandbox, getattr(request, "from"))
+        if request.HasField("to"):
+            after, _ = await self._find(request.sandbox, request.to)
+        else:
+            owner = self._registry.find(request.sandbox or before.sandbox_id)
+            after, _ = await self._registry.checkpoint("", checkpoint=owner.record.head_checkpoint_id or "")
+        if before.layers != after.layers:
+            raise Conflict("the two stand on different images", object=f"checkpoint {before.id[:12]}")
+        deltas = diff(
+            self._deps.repository, TreeId(bytes.fromhex(before.tree)), TreeId(bytes.fromhex(after.tree))
+        )
+
+        def batch() -> list[Delta]:
+            return [delta for delta, _ in zip(deltas, range(_DIFF_BATCH), strict=False)]
+
+        with self._deps.repository.lease("diff"):
+            while found := await run(self._deps.pools.commit, batch):
+                for delta in found:
+                    yield convert.delta_message(delta)
+
+    # -- events and the store ----------------------------------------------
+
+    async def WatchEvents(
+        self, request: pb.WatchEventsRequest, context: Any
+    ) -> AsyncIterator[pb.WatchEventsResponse]:
+        wanted = self._registry.find(request.sandbox).record.id if request.sandbox else None
+        loop = asyncio.get_running_loop()
+        arriving: asyncio.Queue[Event | None] = asyncio.Queue(_EVENTS_QUEUED)
+
+        def deliver(event: Event) -> None:
+            # A reader too slow for the queue loses its place, not its events:
+            # they are in the journal, and the gap in the numbers shows it.
+            if not arriving.full():
+                arriving.put_nowait(event)
+
+        self._watches.add(arriving)
+        unsubscribe = self._deps.journal.subscribe(lambda event: loop.call_soon_threadsafe(deliver, event))
+        try:
+            seen = request.after_sequence
+            if seen:
+                while found := await run(self._deps.pools.journal, self._deps.journal.events, seen, wanted):
+                    for event in found:
+                        seen = event.sequence
+                        yield convert.event_message(event)
+            # Tell the caller that the subscription stands before anything happens.
+            await context.send_initial_metadata(())
+            while (event := await arriving.get()) is not None:
+                if event.sequence > seen and wanted in (None, event.sandbox_id):
+                    yield convert.event_message(event)
+        finally:
+            unsubscribe()
+            self._watches.discard(arriving)
+
+    async def PruneStore(
+        self, request: pb.PruneStoreRequest, context: Any
+    ) -> AsyncIterator[pb.PruneStoreResponse]:
+        policy = (
+            convert.policy_from(request.policy) if request.HasField("policy") else self._deps.config.retention
+        )
+
+        async def work(progress: Callable[[str, int, int], None]) -> pb.PruneResult:
+            done = await maintenance.prune_store(
+                self._registry, policy, dry_run=request.dry_run, progress=progress
+            )
+            return pb.PruneResult(
+                deleted_checkpoints=done.deleted,
+                kept_checkpoints=done.kept,
+                freed_bytes=done.freed_bytes,
+                stored_bytes=done.stored_bytes,
+                dry_run=done.dry_run,
+                notes=done.notes,
+            )
+
+        async for step in _with_progress(work):
+            if isinstance(step, pb.Progress):
+                yield pb.PruneStoreResponse(progress=step)
+            else:
+                yield pb.PruneStoreResponse(result=step)
+
+    async def CheckStore(
+        self, request: pb.CheckStoreRequest, context: Any
+    ) -> AsyncIterator[pb.CheckStoreResponse]:
+        async def work(progress: Callable[[str, int, int], None]) -> pb.CheckResult:
+            report = await maintenance.check_store(
+                self._registry, read_data=not request.skip_data, progress=progress
+            )
+            size = await run(self._deps.pools.commit, self._deps.repository.size)
+            return pb.CheckResult(
+                ok=report.ok,
+                problems=[convert.text(str(each)) for each in report.damage],
+                checkpoints=len(self._deps.journal.checkpoints()),
+                blobs=report.blobs,
+                bytes=size.stored_bytes,
+            )
+
+        async for step in _with_progress(work):
+            if isinstance(step, pb.Progress):
+                yield pb.CheckStoreResponse(progress=step)
+            else:
+                yield pb.CheckStoreResponse(result=step)
+
+    async def GetHostStatus(self, request: pb.GetHostStatusRequest, context: Any) -> pb.GetHostStatusResponse:
+        deps = self._deps
+        degraded = self._started.degraded()
+        engine: dict[str, Any] = {}
+        try:
+            engine = await run(deps.pools.engine, deps.engine.info)
+        except TurnkeepError as error:
+            degraded = [*degraded, f"{error.message} {error.hint}".strip()]
+        size = await run(deps.pools.commit, deps.repository.size)
+        disk = os.statvfs(deps.config.state_dir)
+        return pb.GetHostStatusResponse(
+            version=self._started.version,
+            pid=os.getpid(),
+            started_at_ns=self._started.at_ns,
+            engine_version=engine.get("ServerVersion", ""),
+            storage_driver=engine.get("Driver", ""),
+            cgroup_version=int(engine.get("CgroupVersion", "0") or 0),
+            kernel=kernel_release(),
+            state_dir=deps.config.state_dir,
+            stored_bytes=size.stored_bytes,
+            checkpoints=len(deps.journal.checkpoints()),
+            sandboxes=sum(each.record.attached for each in self._registry.sandboxes.values()),
+            free_bytes=disk.f_bavail * disk.f_frsize,
+            recovery=self._started.recovery,
+            degraded=degraded,
+        )
+
+    # -- shared ------------------------------------------------------------
+
+    async def _sandbox(self, sandbox: SandboxCoordinator) -> pb.Sandbox:
+        journal = self._deps.journal
+        record = sandbox.record
+        counts = await run(self._deps.pools.journal, self._registry.counts, record.id)
+        checkpoints = await run(self._deps.pools.journal, journal.checkpoints, record.id)
+        open_turn = sandbox.open_turn
+        return convert.sandbox_message(
+            record,
+            counts,
+            sum(each.stored_bytes for each in checkpoints),
+            open_turn.number if open_turn is not None else 0,
+        )
+
+    async def _find(self, sandbox: str, ref: pb.CheckpointRef) -> tuple[Checkpoint, Turn | None]:
+        match ref.WhichOneof("ref"):
+            case "turn":
+                return await self._registry.checkpoint(sandbox, turn=ref.turn)
+            case "checkpoint":
+                return await self._registry.checkpoint(sandbox, checkpoint=ref.checkpoint)
+        raise InvalidRequest("neither a checkpoint nor a turn was named")
+
+    def _checkpoint(self, checkpoint: Checkpoint) -> pb.Checkpoint:
+        heads = {each.record.head_checkpoint_id for each in self._registry.sandboxes.values()}
+        return convert.checkpoint_message(checkpoint, is_head=checkpoint.id in heads)
+
+
+async def _with_progress(
+    work: Callable[[Callable[[str, int, int], None]], Awaitable[T]],
+) -> AsyncIterator[pb.Progress | T]:
+    """Run `work` to its end, yielding its progress as it comes, and then its result.
+
+    If the caller hangs up, the work goes on: it is not half done because
+    somebody stopped looking.
+    """
+    loop = asyncio.get_running_loop()
+    steps: asyncio.Queue[pb.Progress | None] = asyncio.Queue()
+
+    def tell(phase: str, done: int, total: int) -> None:
+        step = pb.Progress(phase=phase, done=done, total=total)
+        loop.call_soon_threadsafe(steps.put_nowait, step)
+
+    async def whole() -> T:
+        try:
+            return await work(tell)
+        finally:
+            loop.call_soon(steps.put_nowait, None)
+
+    task = asyncio.ensure_future(whole())
+    _running.add(task)
+    task.add_done_callback(_running.discard)
+    while (step := await steps.get()) is not None:
+        yield step
+    yield await asyncio.shield(task)
+
+
+_running: set[asyncio.Future[Any]] = set()
+"""Work in flight, held so that it is not collected when its caller hangs up."""
+
+
+def _require(value: str, name: str) -> None:
+    if not value:
+        raise InvalidRequest(f"{name} is empty", hint=f"set {name} in the request")
+
+
+def _bound(name: str, value: str) -> None:
+    if len(value.encode("utf-8", "surrogatepass")) > MAX_LABEL_BYTES:
+        raise InvalidRequest(f"{name} is longer than {MAX_LABEL_BYTES} bytes")
+
+
+def _seconds(milliseconds: int, default_s: float) -> float:
+    return min(milliseconds / 1000, MAX_TIMEOUT_S) if milliseconds else default_s
+

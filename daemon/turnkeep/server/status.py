@@ -1,0 +1,93 @@
+"""Errors as gRPC statuses: the one place where the two meet."""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from turnkeep.errors import (
+    CaptureFailed,
+    CheckpointNotFound,
+    Conflict,
+    ContainerNotFound,
+    ContainerNotRunning,
+    DaemonUnavailable,
+    DigestMismatch,
+    EngineUnavailable,
+    GateTimeout,
+    InternalError,
+    InvalidRequest,
+    ResourceExhausted,
+    RestoreFailed,
+    SandboxNotFound,
+    StoreDamaged,
+    TurnFailed,
+    TurnkeepError,
+    TurnNotFound,
+    Unsupported,
+    WaitTimeout,
+)
+from turnkeep_store import errors as store
+
+DOMAIN = "turnkeep"
+
+_CODES: dict[type[TurnkeepError], grpc.StatusCode] = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    SandboxNotFound: grpc.StatusCode.NOT_FOUND,
+    ContainerNotFound: grpc.StatusCode.NOT_FOUND,
+    TurnNotFound: grpc.StatusCode.NOT_FOUND,
+    CheckpointNotFound: grpc.StatusCode.NOT_FOUND,
+    Conflict: grpc.StatusCode.FAILED_PRECONDITION,
+    ContainerNotRunning: grpc.StatusCode.FAILED_PRECONDITION,
+    Unsupported: grpc.StatusCode.FAILED_PRECONDITION,
+    EngineUnavailable: grpc.StatusCode.UNAVAILABLE,
+    DaemonUnavailable: grpc.StatusCode.UNAVAILABLE,
+    GateTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
+    WaitTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
+    ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    TurnFailed: grpc.StatusCode.ABORTED,
+    CaptureFailed: grpc.StatusCode.ABORTED,
+    RestoreFailed: grpc.StatusCode.ABORTED,
+    DigestMismatch: grpc.StatusCode.DATA_LOSS,
+    StoreDamaged: grpc.StatusCode.DATA_LOSS,
+    InternalError: grpc.StatusCode.INTERNAL,
+}
+
+
+def translate(error: BaseException) -> TurnkeepError:
+    """Return the error as callers are to see it. Our own stay as they are."""
+    match error:
+        case TurnkeepError():
+            return error
+        case store.StoreFull():
+            return ResourceExhausted(str(error), object="store", hint="make room under the state directory, or prune")
+        case store.Damaged() | store.BlobNotFound():
+            return StoreDamaged(str(error), object="store", hint="turnkeep check says what is affected")
+        case store.LimitExceeded():
+            return ResourceExhausted(str(error), object="store")
+        case store.SnapshotNotFound():
+            return CheckpointNotFound(str(error))
+        case store.UnsafePath():
+            return RestoreFailed(str(error), hint="something moves folders about in the sandbox")
+        case store.RestoreMismatch():
+            return RestoreFailed(str(error), hint="a cold restore (--mode cold) replaces such files")
+        case store.StoreError():
+            return StoreDamaged(str(error), object="store", hint="is the disk in order?")
+        case _:
+            return InternalError(
+                f"unexpected {type(error).__name__}", hint="a defect of Turnkeep: the daemon's log has the details"
+            )
+
+
+def rich_status(error: TurnkeepError) -> rpc_status._Status:
+    """Return the status to abort a call with: code, message, and google.rpc details."""
+    code = next(_CODES[cls] for cls in type(error).__mro__ if cls in _CODES)
+    info = error_details_pb2.ErrorInfo(
+        reason=error.reason, domain=DOMAIN, metadata={"object": error.object, "hint": error.hint}
+    )
+    detail = AnyMessage()
+    detail.Pack(info)
+    message = status_pb2.Status(code=code.value[0], message=error.message, details=[detail])
+    return rpc_status.to_status(message)

@@ -1,0 +1,1 @@
+"""Evidence: which files changed, which processes lived and ran."""

@@ -1,0 +1,121 @@
+"""Opening paths that somebody else wrote, without ever leaving a directory.
+
+The content of a sandbox is hostile: any name may be a symlink to the host's
+`/etc/shadow` by the time it is opened. Every function here resolves from a
+directory descriptor with openat2(2) and refuses symlinks, "..", magic links and
+mount points on the way; there is no other way into a sandbox's files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+
+from turnkeep_store.errors import UnsafePath
+
+_SYS_OPENAT2 = 437  # the same on every architecture that has it
+_RESOLVE_NO_XDEV = 0x01
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_NO_SYMLINKS = 0x04
+_RESOLVE_BENEATH = 0x08
+_RESOLVE = _RESOLVE_NO_XDEV | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH
+
+_MAX_SEGMENT = 3900  # below PATH_MAX, which bounds one system call, not a tree's depth
+_RACE_RETRIES = 64
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+O_PATH_NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+O_DIRECTORY_READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def open_beneath(root_fd: int, path: bytes, flags: int, mode: int = 0, *, cross_mounts: bool = False) -> int:
+    """Open `path`, relative to and beneath the directory `root_fd`.
+
+    An empty path opens the directory itself. A last component that is a symlink
+    is refused unless `flags` hold O_PATH and O_NOFOLLOW, which opens the link
+    itself. With `cross_mounts`, mount points on the way are entered.
+
+    Raises:
+        UnsafePath: a symlink, a magic link, ".." or a mount point lies on the way.
+        OSError: any other failure of open(2).
+    """
+    fd = root_fd
+    resolve = _RESOLVE & ~_RESOLVE_NO_XDEV if cross_mounts else _RESOLVE
+    try:
+        while len(path) > _MAX_SEGMENT:
+            cut = path.rindex(b"/", 0, _MAX_SEGMENT)
+            fd = _replace(fd, root_fd, _openat2(fd, path[:cut], O_PATH_NOFOLLOW | os.O_DIRECTORY, 0, resolve))
+            path = path[cut + 1 :]
+        return _openat2(fd, path or b".", flags | os.O_CLOEXEC, mode, resolve)
+    finally:
+        if fd != root_fd:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def parent_beneath(root_fd: int, path: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield a descriptor of the directory that holds `path`, and its last name.
+
+    Operations on that name with `dir_fd` and without following symlinks stay
+    beneath `root_fd`, whatever is renamed meanwhile: the descriptor is of the
+    directory, not of a path.
+    """
+    head, _, name = path.rpartition(b"/")
+    if not name or name in (b".", b".."):
+        raise UnsafePath(f"not a path beneath a directory: {path!r}")
+    fd = open_beneath(root_fd, head, O_PATH_NOFOLLOW | os.O_DIRECTORY)
+    try:
+        yield fd, name
+    finally:
+        os.close(fd)
+
+
+def openat2_works() -> bool:
+    """Whether the kernel has openat2 (5.6 or later)."""
+    fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.close(_openat2(fd, b".", O_PATH_NOFOLLOW | os.O_DIRECTORY, 0, _RESOLVE))
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _replace(old: int, keep: int, new: int) -> int:
+    if old != keep:
+        os.close(old)
+    return new
+
+
+def _openat2(dir_fd: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
+    how = _OpenHow(flags, mode, resolve)
+    for _ in range(_RACE_RETRIES):
+        fd: int = _syscall(
+            ctypes.c_long(_SYS_OPENAT2),
+            ctypes.c_int(dir_fd),
+            ctypes.c_char_p(path),
+            ctypes.byref(how),
+            ctypes.c_size_t(ctypes.sizeof(how)),
+        )
+        if fd >= 0:
+            return fd
+        code = ctypes.get_errno()
+        # EAGAIN: a rename somewhere raced with the resolution; the kernel asks
+        # to try again.
+        if code not in (errno.EAGAIN, errno.EINTR):
+            break
+    if code in (errno.ELOOP, errno.EXDEV, errno.EAGAIN):
+        raise UnsafePath(f"{path!r} leads over a symlink, a mount point or out of its directory")
+    raise OSError(code, os.strerror(code), os.fsdecode(path))

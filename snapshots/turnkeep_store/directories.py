@@ -1,0 +1,42 @@
+"""Directories that were read lately."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from turnkeep_store.blobs import BlobSource
+from turnkeep_store.ids import BlobId, TreeId
+from turnkeep_store.tree import Directory
+
+CACHE_BYTES = 8 * 1024 * 1024
+"""Most encoded bytes whose decoded directories are kept."""
+
+
+class DirectoryCache:
+    """Reads directories and keeps the latest. Safe for use by many threads at once."""
+
+    def __init__(self, source: BlobSource, limit: int = CACHE_BYTES) -> None:
+        self._source = source
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[TreeId, tuple[int, Directory]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, tree: TreeId) -> Directory:
+        """Return a directory. Raises as `Repository.get` and `Directory.decode`."""
+        with self._lock:
+            kept = self._kept.get(tree)
+            if kept is not None:
+                self._kept.move_to_end(tree)
+                return kept[1]
+        data = self._source.get(BlobId(tree))
+        directory = Directory.decode(data)
+        with self._lock:
+            if tree not in self._kept:
+                self._kept[tree] = (len(data), directory)
+                self._bytes += len(data)
+            while self._bytes > self._limit:
+                _, (length, _) = self._kept.popitem(last=False)
+                self._bytes -= length
+        return directory

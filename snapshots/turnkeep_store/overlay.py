@@ -1,0 +1,146 @@
+"""From an overlay's upper layer to the normal form of what differs from the image.
+
+The upper layer says the same state in many ways: a folder may be opaque or its
+missing children whited out, a file may be a copy equal to the image's, a
+whiteout may hide nothing. Trees say it in one way (see `tree`), so that equal
+states have equal digests: entries equal to the image are left out, and an
+opaque folder becomes whiteouts of just those image names that are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from turnkeep_store.archiver import (
+    Change,
+    Remove,
+    Segments,
+    TreeSource,
+    Upsert,
+    extents_of,
+    same_attributes,
+)
+from turnkeep_store.ids import TreeId
+from turnkeep_store.layers import LayerView
+from turnkeep_store.nodes import read_segments
+from turnkeep_store.tree import Directory, Entry, NodeType
+
+
+@dataclass(frozen=True, slots=True)
+class RawChange:
+    """A path of the upper layer as it is now; `entry` is None if it is gone.
+
+    `linked` says that other names share the inode, so that equality with the
+    image's file does not mean equal state.
+    """
+
+    path: bytes
+    entry: Entry | None
+    segments: Segments | None = None
+    linked: bool = False
+
+
+class UpperView(Protocol):
+    """The upper layer as a whole, for questions about paths that did not change."""
+
+    def has(self, path: bytes) -> bool:
+        """Whether the upper layer names the path."""
+        ...
+
+    def hides_image(self, path: bytes) -> bool:
+        """Whether the folder or one above it is opaque."""
+        ...
+
+    def folder(self, path: bytes) -> Entry:
+        """Describe a folder of the upper layer."""
+        ...
+
+
+def normalise(
+    changes: Iterable[RawChange],
+    upper: UpperView,
+    image: LayerView,
+    source: TreeSource,
+    parent: TreeId | None,
+) -> list[Change]:
+    """Return what to change in the tree `parent` so that it says what the upper layer says."""
+    out: dict[bytes, Change] = {}
+    for raw in changes:
+        change = _normal(raw, upper, image)
+        # What a folder's reconciliation said of a child gives way to the child's
+        # own change, whichever comes first.
+        out[raw.path] = change
+        if raw.entry is not None and raw.entry.is_directory:
+            for extra in _reconcile(raw.path, upper, image, source, parent):
+                out.setdefault(extra.path, extra)
+    for path in [change.path for change in out.values() if isinstance(change, Upsert)]:
+        for folder in _ancestors(path):
+            if folder in out:
+                continue
+            out[folder] = Upsert(folder, upper.folder(folder))
+    return list(out.values())
+
+
+def _normal(raw: RawChange, upper: UpperView, image: LayerView) -> Change:
+    entry = raw.entry
+    if entry is None or entry.type is NodeType.WHITEOUT:
+        gone = entry is not None or upper.hides_image(raw.path.rpartition(b"/")[0])
+        if gone and image.lookup(raw.path) is not None:
+            return Upsert(raw.path, whiteout(raw.path))
+        return Remove(raw.path)
+    if entry.is_directory:
+        return Upsert(raw.path, entry)
+    if not raw.linked and entry.type is not NodeType.HARDLINK:
+        present = image.lookup(raw.path)
+        if present is not None and same_attributes(present, entry) and _same_content(raw, image):
+            return Remove(raw.path)
+    return Upsert(raw.path, entry, raw.segments)
+
+
+def _reconcile(
+    path: bytes, upper: UpperView, image: LayerView, source: TreeSource, parent: TreeId | None
+) -> Iterator[Change]:
+    """Yield what a changed folder says of children that the upper layer does not name."""
+    hidden = set(image.names(path)) if upper.hides_image(path) else set()
+    for name in sorted(hidden):
+        child = path + b"/" + name
+        if not upper.has(child):
+            yield Upsert(child, whiteout(child))
+    for name in tree_folder(source, parent, path).entries:
+        child = path + b"/" + name
+        if name not in hidden and not upper.has(child):
+            yield Remove(child)
+
+
+def whiteout(path: bytes) -> Entry:
+    """Return the entry which says that the image's `path` is gone."""
+    return Entry(name=path.rpartition(b"/")[2], type=NodeType.WHITEOUT)
+
+
+def tree_folder(source: TreeSource, tree: TreeId | None, path: bytes) -> Directory:
+    """Return the tree's folder at `path`; an empty one where it names none."""
+    if tree is None:
+        return Directory()
+    directory = source.read_directory(tree)
+    for name in path.split(b"/") if path else ():
+        entry = directory.entries.get(name)
+        if entry is None or entry.subtree is None:
+            return Directory()
+        directory = source.read_directory(entry.subtree)
+    return directory
+
+
+def _ancestors(path: bytes) -> Iterator[bytes]:
+    while b"/" in path:
+        path = path.rpartition(b"/")[0]
+        yield path
+
+
+def _same_content(raw: RawChange, image: LayerView) -> bool:
+    if raw.segments is None or raw.entry is None:
+        return True
+    size = raw.entry.size
+    with image.content(raw.path) as fd:
+        return extents_of(raw.segments(), size) == extents_of(read_segments(fd, size), size)

@@ -1,0 +1,1 @@
+"""Tests of the CLI against the client tests' fake daemon."""

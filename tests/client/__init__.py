@@ -1,0 +1,1 @@
+"""Tests of the client, sync and asyncio, against a fake daemon on a real socket."""
