@@ -42,4 +42,4 @@ protos: dev ## generate daemon/turnkeep/api/v1 from protos/
 
 clean: ## delete what was made in this folder (not the engine, not the image)
 	rm -rf .venv .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist htmlcov
-	find daemon snapshots scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,6 +20,9 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
+from turnkeep_store.beneath import openat2_works
+from turnkeep_store.errors import RepositoryLocked, StoreError
+from turnkeep_store.repository import Options, Repository
 
 from turnkeep import logs, recovery
 from turnkeep.api.v1 import turnkeep_pb2 as pb
@@ -43,9 +46,6 @@ from turnkeep.runtime.freezer import Freezer
 from turnkeep.server.interceptor import ErrorInterceptor
 from turnkeep.server.service import Started, TurnkeepService
 from turnkeep.server.status import translate
-from turnkeep_store.beneath import openat2_works
-from turnkeep_store.errors import RepositoryLocked, StoreError
-from turnkeep_store.repository import Options, Repository
 
 log = structlog.get_logger()
 
@@ -75,7 +75,9 @@ def run(config: Config) -> int:
 
 def _check_host() -> None:
     if os.geteuid() != 0:
-        raise Unsupported("the daemon needs root", hint="it reads containers' files and freezes them: sudo turnkeep serve")
+        raise Unsupported(
+            "the daemon needs root", hint="it reads containers' files and freezes them: sudo turnkeep serve"
+        )
     if not openat2_works():
         raise Unsupported("the kernel lacks openat2", hint="Linux 5.6 or later is needed")
 
@@ -117,11 +119,13 @@ def _open(config: Config, stack: contextlib.ExitStack) -> Deps:
     freezer = stack.enter_context(Freezer())
     engine = Engine(config.docker_host)
     stack.callback(engine.close)
+    checkpointer = Checkpointer(repository, config.limits, config.classify)
+    stack.callback(checkpointer.host_folders.close)
     return Deps(
         config=config,
         journal=journal,
         repository=repository,
-        checkpointer=Checkpointer(repository, config.limits, config.classify),
+        checkpointer=checkpointer,
         engine=engine,
         freezer=freezer,
         pools=pools,
@@ -181,7 +185,13 @@ async def _run(deps: Deps, group: asyncio.TaskGroup, stop: asyncio.Event) -> Non
         group.create_task(_close_forgotten_turns(registry)),
     ]
     _notify_systemd(f"READY=1\nSTATUS=serving {config.address}\nMAINPID={os.getpid()}")
-    log.info("serving", address=config.address, state_dir=config.state_dir, pid=os.getpid(), sandboxes=len(registry.sandboxes))
+    log.info(
+        "serving",
+        address=config.address,
+        state_dir=config.state_dir,
+        pid=os.getpid(),
+        sandboxes=len(registry.sandboxes),
+    )
     await stop.wait()
     log.info("stopping")
     _notify_systemd("STOPPING=1")
@@ -264,7 +274,9 @@ def _make_way(path: Path) -> None:
         except OSError:
             path.unlink()
             return
-    raise Conflict("another daemon listens there", object=str(path), hint="TURNKEEP_ADDRESS names another socket")
+    raise Conflict(
+        "another daemon listens there", object=str(path), hint="TURNKEEP_ADDRESS names another socket"
+    )
 
 
 async def _follow_engine(registry: Registry, degraded: list[str]) -> None:
@@ -327,4 +339,3 @@ def _notify_systemd(state: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
         sock.connect(address)
         sock.sendall(state.encode())
-

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from turnkeep.model import Checkpoint, CheckpointId
 from turnkeep_store.snapshot import Snapshot
+
+from turnkeep.model import Checkpoint, CheckpointId
 
 KIND = "checkpoint"
 STATE_KIND = "turn-state"
@@ -25,7 +26,9 @@ def metadata_of(checkpoint: Checkpoint, ancestors: Sequence[CheckpointId]) -> di
     return {"kind": KIND, "checkpoint": value, "ancestors": list(ancestors[:_ANCESTORS])}
 
 
-def checkpoint_of(snapshot: Snapshot, exists: Mapping[str, Any] | set[str] | None = None) -> Checkpoint | None:
+def checkpoint_of(
+    snapshot: Snapshot, exists: Mapping[str, Any] | set[str] | None = None
+) -> Checkpoint | None:
     """Return the checkpoint that a snapshot record holds; None if it holds something else.
 
     With `exists`, a parent that is not in it is replaced by the nearest ancestor

@@ -7,7 +7,7 @@ import enum
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 
@@ -47,7 +47,7 @@ def from_json(cls: type[Any], value: Mapping[str, Any]) -> Any:
 
 
 @functools.cache
-def _hints(cls: type[Any]) -> dict[str, Any]:
+def _hints(cls: Hashable) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
@@ -73,5 +73,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     expected = Mapping if origin is not None else hint
     if not isinstance(value, expected):
-        raise ValueError(f"{where}: expects {getattr(expected, '__name__', expected)}, not {type(value).__name__}")
+        raise ValueError(
+            f"{where}: expects {getattr(expected, '__name__', expected)}, not {type(value).__name__}"
+        )
     return value

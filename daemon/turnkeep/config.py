@@ -53,7 +53,15 @@ class Classify:
         ".hypothesis",
     )
     """Names of folders whose content can be derived again."""
-    reproducible: tuple[str, ...] = ("sleep", "tail", "tini", "docker-init", "dumb-init", "catatonit", "pause")
+    reproducible: tuple[str, ...] = (
+        "sleep",
+        "tail",
+        "tini",
+        "docker-init",
+        "dumb-init",
+        "catatonit",
+        "pause",
+    )
     """Names of programs that hold no state as a container's init."""
 
 

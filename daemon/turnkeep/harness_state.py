@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from blake3 import blake3
-
-from turnkeep.checkpoints import STATE_KIND
-from turnkeep.errors import ResourceExhausted
-from turnkeep.model import HarnessState, SandboxId, TurnNumber
 from turnkeep_store.chunks import read_extents, write_stream
 from turnkeep_store.errors import Damaged
 from turnkeep_store.ids import SnapshotId, TreeId
 from turnkeep_store.kinds import BlobKind
 from turnkeep_store.repository import Repository
 from turnkeep_store.tree import Directory, Entry, NodeType
+
+from turnkeep.checkpoints import STATE_KIND
+from turnkeep.errors import ResourceExhausted
+from turnkeep.model import HarnessState, SandboxId, TurnNumber
 
 _NAME = b"state"
 

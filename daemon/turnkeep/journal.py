@@ -179,7 +179,8 @@ class Journal:
         )
         with self._lock, self._transaction():
             cursor = self._db.execute(
-                "INSERT INTO events (time_ns, kind, sandbox_id, sandbox_name, turn, message, details, changes)"
+                "INSERT INTO events"
+                " (time_ns, kind, sandbox_id, sandbox_name, turn, message, details, changes)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     event.time_ns,

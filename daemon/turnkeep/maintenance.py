@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from turnkeep_store.check import CheckReport, check
+from turnkeep_store.prune import prune
+
 from turnkeep.coordinator.deps import run
 from turnkeep.coordinator.registry import Registry
 from turnkeep.errors import Conflict, TurnkeepError
 from turnkeep.model import RetentionPolicy
 from turnkeep.retention import to_delete
-from turnkeep_store.check import CheckReport, check
-from turnkeep_store.prune import prune
 
 Progress = Callable[[str, int, int], None]
 
@@ -28,7 +29,9 @@ class Pruned:
     notes: tuple[str, ...]
 
 
-async def prune_store(registry: Registry, policy: RetentionPolicy, *, dry_run: bool, progress: Progress) -> Pruned:
+async def prune_store(
+    registry: Registry, policy: RetentionPolicy, *, dry_run: bool, progress: Progress
+) -> Pruned:
     """Delete what the policy does not keep, then free what nothing references."""
     deps = registry.deps
     checkpoints = deps.journal.checkpoints()
@@ -46,9 +49,7 @@ async def prune_store(registry: Registry, policy: RetentionPolicy, *, dry_run: b
                 notes.append(f"{checkpoint.id[:12]} stays: {error.message}")
                 continue
         deleted.append(checkpoint.id)
-    report = await run(
-        deps.pools.commit, prune, deps.repository, dry_run=dry_run, progress=progress
-    )
+    report = await run(deps.pools.commit, prune, deps.repository, dry_run=dry_run, progress=progress)
     if not dry_run:
         await _unpin(registry)
     after = await run(deps.pools.commit, deps.repository.size)
@@ -89,4 +90,3 @@ async def check_store(registry: Registry, *, read_data: bool, progress: Progress
         read_data=read_data,
         progress=progress,
     )
-

@@ -12,6 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import structlog
+from turnkeep_store.errors import SnapshotNotFound, StoreError
+from turnkeep_store.ids import SnapshotId
+from turnkeep_store.snapshot import Snapshot
 
 from turnkeep.checkpoints import KIND, STATE_KIND, checkpoint_of
 from turnkeep.coordinator import restore as restoring
@@ -31,9 +34,6 @@ from turnkeep.model import (
 )
 from turnkeep.restorer.plan import no_progress
 from turnkeep.runtime.cgroup import find_cgroup
-from turnkeep_store.errors import SnapshotNotFound, StoreError
-from turnkeep_store.ids import SnapshotId
-from turnkeep_store.snapshot import Snapshot
 
 log = structlog.get_logger()
 
@@ -94,9 +94,7 @@ def _adopt_checkpoint(deps: Deps, checkpoint: Checkpoint, done: list[str]) -> No
     record = records.get(checkpoint.sandbox_id) or _record_of(checkpoint)
     turn = journal.turn(checkpoint.sandbox_id, checkpoint.turn) if checkpoint.turn else None
     changes: list[Change] = [put_checkpoint(checkpoint)]
-    newest = max(
-        (each.created_at_ns for each in journal.checkpoints(checkpoint.sandbox_id)), default=0
-    )
+    newest = max((each.created_at_ns for each in journal.checkpoints(checkpoint.sandbox_id)), default=0)
     if checkpoint.created_at_ns > newest:
         record = replace(
             record,
@@ -204,7 +202,9 @@ def _sweep_states(deps: Deps, states: Iterable[str], done: list[str]) -> None:
 async def _thaw(sandbox: SandboxCoordinator, done: list[str]) -> None:
     """Thaw a container that is frozen and not paused: a freeze of ours was cut off."""
     try:
-        inspected = await run(sandbox.deps.pools.engine, sandbox.deps.engine.inspect, sandbox.record.container_id)
+        inspected = await run(
+            sandbox.deps.pools.engine, sandbox.deps.engine.inspect, sandbox.record.container_id
+        )
         state = inspected["State"]
         if not state.get("Running") or state.get("Paused"):
             return
@@ -302,4 +302,3 @@ def move_damaged_aside(path: Path) -> Path:
         if source.exists():
             shutil.move(source, target.with_name(target.name + suffix))
     return target
-

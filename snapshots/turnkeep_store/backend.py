@@ -86,8 +86,3 @@ def save(backend: Backend, area: Area, name: str, data: Bytes) -> None:
         file.discard()
         raise
     file.publish(name)
-
-
-def read_whole(backend: Backend, area: Area, name: str, limit: int) -> bytes:
-    """Return a small file's bytes, at most `limit` + 1 of them."""
-    return backend.read(area, name, 0, limit + 1)

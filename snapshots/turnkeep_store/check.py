@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from turnkeep_store.blobset import BlobSet
 from turnkeep_store.check_trees import TreeCheck
-from turnkeep_store.errors import Damaged, SnapshotNotFound, StoreError, UnsupportedFormat
+from turnkeep_store.errors import SnapshotNotFound, StoreError
 from turnkeep_store.ids import BlobId, SnapshotId
 from turnkeep_store.index import Location
-from turnkeep_store.liveset import BlobSet
 from turnkeep_store.pack import Located, read_blob, read_contents
 from turnkeep_store.repository import Repository
 
@@ -87,9 +87,9 @@ def _check_packs(
             rows = read_contents(repo.backend, name, size)
         except FileNotFoundError:
             continue
-        except (Damaged, UnsupportedFormat) as error:
+        except StoreError as error:
             report.damage.append(Damage(object=f"pack {name}", problem=str(error)))
-            rows = repo.blobs.packs.contents(name, size) or []
+            rows = _salvaged(repo, name, size)
         report.blobs += len(rows)
         if name in indexed:
             _check_index(repo, name, rows, report)
@@ -100,6 +100,13 @@ def _check_packs(
             repo.get(blob)  # another copy may be sound
         except StoreError:
             bad.add(blob)
+
+
+def _salvaged(repo: Repository, name: str, size: int) -> list[Located]:
+    try:
+        return repo.blobs.packs.contents(name, size) or []
+    except StoreError:
+        return []
 
 
 def _check_index(repo: Repository, name: str, rows: list[Located], report: CheckReport) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from turnkeep_store.blobset import BlobSet
 from turnkeep_store.blobstore import BlobStore
 from turnkeep_store.chunks import leaves
 from turnkeep_store.diff import MAX_DEPTH
 from turnkeep_store.errors import StoreError
 from turnkeep_store.ids import BlobId, TreeId
-from turnkeep_store.liveset import BlobSet
 from turnkeep_store.tree import Directory, Entry, ExtentKind, NodeType
 
 Problem = tuple[bytes, str]

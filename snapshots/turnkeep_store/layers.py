@@ -58,7 +58,7 @@ class LayerView:
         """Return what the image has at `path`, without content, or None."""
         if not path:
             return self._entry(0, path)
-        head, _, name = path.rpartition(b"/")
+        head = path.rpartition(b"/")[0]
         for index in self._layers_of(head):
             entry = self._entry(index, path)
             if entry is None:
@@ -75,7 +75,8 @@ class LayerView:
                     continue
                 with os.scandir(fd) as listing:
                     for item in listing:
-                        found.setdefault(os.fsencode(item.name), not _is_whiteout(item.stat(follow_symlinks=False)))
+                        status = item.stat(follow_symlinks=False)
+                        found.setdefault(os.fsencode(item.name), not _is_whiteout(status))
         return sorted(name for name, visible in found.items() if visible)
 
     @contextlib.contextmanager

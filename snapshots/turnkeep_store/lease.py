@@ -74,9 +74,9 @@ class Lease:
 
 
 class Leases:
-    """All leases of an open repository. Callers hold `guard` around each call.
+    """All leases of an open repository. Safe for use by many threads at once.
 
-    `guard` also orders everything that decides whether a blob is there with
+    `guard` orders everything that decides whether a blob is there with
     everything that makes blobs disappear.
     """
 
@@ -90,6 +90,13 @@ class Leases:
         with self.guard:
             self._live.add(lease)
         return lease
+
+    def release_all(self) -> None:
+        """End all leases: the repository is being closed."""
+        with self.guard:
+            live = list(self._live)
+        for lease in live:
+            lease.release()
 
     def remember_deleted(self, tree: TreeId) -> None:
         """Keep the tree of a snapshot that is being deleted for those who may be using it."""

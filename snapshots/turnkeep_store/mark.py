@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from turnkeep_store.blobs import BlobSource
+from turnkeep_store.blobset import BlobSet
 from turnkeep_store.chunks import read_list
 from turnkeep_store.ids import BlobId, TreeId
-from turnkeep_store.liveset import BlobSet
 from turnkeep_store.tree import Directory, Extent, ExtentKind
 
 

@@ -20,10 +20,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from turnkeep_store.backend import Area
+from turnkeep_store.blobset import BlobSet
 from turnkeep_store.errors import Damaged
 from turnkeep_store.ids import SnapshotId
 from turnkeep_store.lease import Lease
-from turnkeep_store.liveset import BlobSet
 from turnkeep_store.mark import mark
 from turnkeep_store.pack import PackWriter, read_contents, read_stored
 from turnkeep_store.repository import Repository

@@ -163,7 +163,8 @@ class Repository:
             return cls.create(path, options=options, disk=disk, index_path=index_path)
 
     def close(self) -> None:
-        """Let go of the repository. Closing twice does nothing."""
+        """End all leases and let go of the repository. Closing twice does nothing."""
+        self.blobs.leases.release_all()
         self.blobs.close()
         if self._lock is not None:
             self._lock.release()
@@ -217,6 +218,9 @@ class Repository:
         metadata: Mapping[str, Json],
     ) -> Snapshot:
         """Make what was written a snapshot.
+
+        Everything `tree` refers to was put by this writer, or belongs to a
+        snapshot that was there when its lease began.
 
         On return it survives any crash. Before, it is invisible; when this
         raises it stays so, unless the disk failed so badly that the record could

@@ -133,7 +133,8 @@ class _Difference:
         for path, entry in self._links:
             self._link(path, entry)
         for path in sorted(self._folders, key=lambda each: (each.count(b"/"), each), reverse=True):
-            entry = self._folders[path] or self._wanted(path, self._entry_in_tree(path))
+            known = self._folders[path]
+            entry = known if known is not None else self._wanted(path, self._entry_in_tree(path))
             if entry is None or not entry.is_directory or not path:
                 continue
             with parent_beneath(self._root, path) as (parent, name):

@@ -175,7 +175,8 @@ class _Synchronisation:
         if entry.type is NodeType.FILE:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
             try:
-                if have.size != entry.size or extents_of(read_segments(fd, have.size), have.size) != entry.content:
+                same_size = have.size == entry.size
+                if not same_size or extents_of(read_segments(fd, have.size), have.size) != entry.content:
                     return False
             finally:
                 os.close(fd)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import msgpack
@@ -51,13 +52,16 @@ class ExtentKind(enum.IntEnum):
     LIST = 2
 
 
+NO_BLOB = BlobId(b"")
+
+
 @dataclass(frozen=True, slots=True)
 class Extent:
     """A stretch of a file: a hole, one chunk, or a blob listing further extents."""
 
     kind: ExtentKind
     length: int
-    blob: BlobId = BlobId(b"")
+    blob: BlobId = NO_BLOB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +133,7 @@ class Directory:
         except (ValueError, TypeError, IndexError, msgpack.exceptions.UnpackException) as error:
             raise Damaged(f"directory of {len(data)} bytes does not decode: {error}") from error
         names = [entry.name for entry in entries]
-        if any(a >= b for a, b in zip(names, names[1:], strict=False)):
+        if any(a >= b for a, b in pairwise(names)):
             raise Damaged("directory's names are not in order")
         return cls({entry.name: entry for entry in entries})
 

@@ -6,7 +6,6 @@ import threading
 from dataclasses import dataclass
 
 from turnkeep_store.blobs import BlobSource
-from turnkeep_store.blobs import BlobSource
 from turnkeep_store.blobstore import BlobStore
 from turnkeep_store.durable import Bytes
 from turnkeep_store.errors import StoreError

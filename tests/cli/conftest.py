@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client.fake_daemon import FakeDaemon
-from typer.testing import CliRunner, Result
-
 import turnkeep
 from turnkeep.cli import root
+from typer.testing import CliRunner, Result
+
+from tests.client.fake_daemon import FakeDaemon
 
 
 @pytest.fixture

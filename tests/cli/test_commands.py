@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from client.fake_daemon import FakeDaemon
-from typer.testing import Result
-
 import turnkeep
 from turnkeep.api.v1 import turnkeep_pb2 as pb
+from typer.testing import Result
+
+from tests.client.fake_daemon import FakeDaemon
 
 Run = Callable[..., Result]
 
@@ -32,7 +32,7 @@ def test_attach_and_detach(run: Run, daemon: FakeDaemon) -> None:
 def test_ps(run: Run, web: FakeDaemon) -> None:
     web.service.sandboxes[next(iter(web.service.sandboxes))].note = "it was restarted"
     head, row = lines(run("ps"))
-    assert head.split() == "SANDBOX STATE HEAD TURNS DURABLE SKIPPED FAILED STORED NOTE".split()
+    assert " ".join(head.split()) == "SANDBOX STATE HEAD TURNS DURABLE SKIPPED FAILED STORED NOTE"
     assert row.split()[:2] == ["web", "running"]
     assert row.endswith("it was restarted; not covered: /host")
 
@@ -110,7 +110,7 @@ def test_diff(run: Run, web: FakeDaemon) -> None:
 def test_events(run: Run, daemon: FakeDaemon) -> None:
     daemon.service.add_event("attached", sandbox_name="web")
     daemon.service.add_event("durable", sandbox_name="web", turn=3, message="turn 3 is durable")
-    [said] = lines(run("events"))
+    [_, said] = lines(run("events"))
     assert said.split()[0] == "2"
     assert said.endswith("turn 3 is durable")
 
@@ -158,7 +158,9 @@ def test_turns(run: Run, web: FakeDaemon) -> None:
     assert lines(ended) == ["turn 3 DURABLE: 2 files changed"]
     turn = next(iter(web.service.turns.values()))[2]
     assert (dict(turn.labels), turn.metadata.model, turn.metadata.tool_name) == ({"code": "0"}, "m", "bash")
-    assert lines(run("turn", "wait", "web", "3", "--state", "captured")) == ["turn 3 DURABLE: 2 files changed"]
+    assert lines(run("turn", "wait", "web", "3", "--state", "captured")) == [
+        "turn 3 DURABLE: 2 files changed"
+    ]
     assert lines(run("turn", "end", "web", "3")) == ["turn 3 DURABLE: 2 files changed"]
     assert run("turn", "end", "web").exit_code == 4
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from client.fake_daemon import FakeDaemon
+
+from tests.client.fake_daemon import FakeDaemon
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def docker(tmp_path: Path) -> Path:
 def execute(address: str, path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     script = "from turnkeep.cli import main; main()"
     return subprocess.run(
-        [sys.executable, "-c", script, "--address", address, "exec", *arguments],
+        [sys.executable, "-c", script, "--address", address, "--retry", "0.1", "exec", *arguments],
         env={**os.environ, "PATH": f"{path}:/usr/bin:/bin"},
         input="from stdin",
         check=False,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import turnkeep
-from client.fake_daemon import FakeDaemon
 from turnkeep.api.v1 import turnkeep_pb2 as pb
 from turnkeep.cli import graph, history
 
+from tests.client.fake_daemon import FakeDaemon
+
 
 def drawn(*nodes: tuple[str, str | None], strokes: graph.Strokes = graph.LINES) -> list[str]:
-    return [
-        f"{line} {key}" if key else line for line, key in graph.draw(nodes, lambda key: "●", strokes)
-    ]
+    return [f"{line} {key}" if key else line for line, key in graph.draw(nodes, lambda key: "●", strokes)]
 
 
 def test_a_line() -> None:

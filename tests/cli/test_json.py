@@ -7,32 +7,37 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from client.fake_daemon import FakeDaemon
+from turnkeep.errors import ExitCode, TurnkeepError, error_classes
 from typer.testing import Result
 
-from turnkeep.errors import ExitCode, TurnkeepError, error_classes
+from tests.client.fake_daemon import FakeDaemon
 
 Ask = Callable[..., Any]
 Run = Callable[..., Result]
 
-TURN = set(
-    "sandbox_id number harness_turn_id session state state_reason parent label labels metadata decision "
-    "checkpoint_id began_at_ns ended_at_ns timings changed_files changed_bytes stored_bytes "
-    "harness_state_bytes abandoned".split()
+
+def keys(names: str) -> set[str]:
+    return set(names.split())
+
+
+TURN = keys(
+    "sandbox_id number harness_turn_id session state state_reason parent label labels "
+    "metadata decision checkpoint_id began_at_ns ended_at_ns timings changed_files "
+    "changed_bytes stored_bytes harness_state_bytes abandoned"
 )
-CHECKPOINT = set(
-    "id sandbox_id parent_id turn name tags created_at_ns digest fidelity decision mounts not_captured "
-    "changed_files changed_bytes stored_bytes origin is_head image".split()
+CHECKPOINT = keys(
+    "id sandbox_id parent_id turn name tags created_at_ns digest fidelity decision mounts "
+    "not_captured changed_files changed_bytes stored_bytes origin is_head image"
 )
-SANDBOX = set(
-    "id name container_id image_id container_state attached attached_at_ns last_turn open_turn "
-    "head_checkpoint_id mounts turns stored_bytes note".split()
+SANDBOX = keys(
+    "id name container_id image_id container_state attached attached_at_ns last_turn "
+    "open_turn head_checkpoint_id head_turn mounts turns stored_bytes note"
 )
 
 
 def test_sandboxes(ask: Ask, web: FakeDaemon) -> None:
     [row] = ask("ps")
-    assert set(row) == SANDBOX | {"head_turn"}
+    assert set(row) == SANDBOX
     assert row["mounts"][1] == {
         "target": "/host",
         "kind": "bind",
@@ -59,8 +64,8 @@ def test_checkpoints(ask: Ask, web: FakeDaemon) -> None:
     assert set(ask("checkpoint", "create", "web")) == CHECKPOINT
     assert [set(item) for item in ask("checkpoint", "list")] == [CHECKPOINT] * 5
     assert set(ask("checkpoint", "delete", "web@good")) == {"checkpoint_id", "reparented"}
-    assert set(ask("diff", "web@1")[0]) == set(
-        "path change before_type after_type before_size after_size before_mode after_mode".split()
+    assert set(ask("diff", "web@1")[0]) == keys(
+        "path change before_type after_type before_size after_size before_mode after_mode"
     )
 
 
@@ -71,23 +76,24 @@ def test_turns(ask: Ask, web: FakeDaemon) -> None:
 
 def test_restore(ask: Ask, web: FakeDaemon) -> None:
     done = ask("restore", "web@1")
-    assert set(done) == set(
-        "sandbox checkpoint_id turn mode mode_reason safety_checkpoint_id expected_digest actual_digest verify "
-        "changed_paths written_bytes freeze_ns total_ns notes stopped_processes harness_state_bytes".split()
+    assert set(done) == keys(
+        "sandbox checkpoint_id turn mode mode_reason safety_checkpoint_id expected_digest "
+        "actual_digest verify changed_paths written_bytes freeze_ns total_ns notes "
+        "stopped_processes harness_state_bytes"
     )
     assert done["harness_state_bytes"] is None
 
 
 def test_the_store_and_the_host(ask: Ask, daemon: FakeDaemon) -> None:
-    assert set(ask("prune")) == set(
-        "deleted_checkpoints kept_checkpoints freed_bytes stored_bytes dry_run notes".split()
+    assert set(ask("prune")) == keys(
+        "deleted_checkpoints kept_checkpoints freed_bytes stored_bytes dry_run notes"
     )
-    assert set(ask("check")) == set("ok problems checkpoints blobs bytes index_rebuilt".split())
+    assert set(ask("check")) == keys("ok problems checkpoints blobs bytes index_rebuilt")
     assert {tuple(item) for item in ask("doctor")} == {("what", "verdict", "detail", "fix")}
     daemon.service.add_event("attached")
     daemon.service.add_event("durable", turn=3, details_json='{"a": 1}')
-    [event] = ask("events")
-    assert set(event) == set("sequence time_ns kind sandbox_id sandbox_name turn message details".split())
+    [_, event] = ask("events")
+    assert set(event) == keys("sequence time_ns kind sandbox_id sandbox_name turn message details")
     assert event["details"] == {"a": 1}
 
 

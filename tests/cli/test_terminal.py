@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from client.fake_daemon import FakeDaemon
+import turnkeep
 from rich.console import Console
+from turnkeep.cli import printing, root, words
+from turnkeep.client import Progress
 from typer.testing import Result
 
-import turnkeep
-from turnkeep.cli import printing, words
-from turnkeep.client import Progress
+from tests.client.fake_daemon import FakeDaemon
 
 Run = Callable[..., Result]
 
@@ -83,7 +83,7 @@ def test_a_narrow_terminal_cuts_text_and_no_id() -> None:
     rows = [("ab12cd34ef56", "words " * 30, "0123456789ab")]
     printing.table(out, ("ID", "WHY", "CHECKPOINT"), rows, flexible=["WHY"])
     assert isinstance(out.file, io.StringIO)
-    head, row = out.file.getvalue().splitlines()
+    _, row = out.file.getvalue().splitlines()
     assert row.startswith("ab12cd34ef56  words")
     assert row.endswith("…  0123456789ab")
     assert len(row) <= 50
@@ -110,13 +110,21 @@ def test_sizes(value: int, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0 µs"), (850_000, "850 µs"), (3_200_000, "3.2 ms"), (1_400_000_000, "1.4 s"), (125 * 10**9, "2m05s")],
+    [
+        (0, "0 µs"),
+        (850_000, "850 µs"),
+        (3_200_000, "3.2 ms"),
+        (1_400_000_000, "1.4 s"),
+        (125 * 10**9, "2m05s"),
+    ],
 )
 def test_durations(value: int, text: str) -> None:
     assert words.duration(value) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(-5, "0s"), (59, "59s"), (60, "1m"), (7200, "2h"), (345_600, "4d")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(-5, "0s"), (59, "59s"), (60, "1m"), (7200, "2h"), (345_600, "4d")]
+)
 def test_ages(seconds: int, text: str) -> None:
     assert words.age(10**18 - seconds * 10**9, 10**18) == text
 
@@ -160,7 +168,7 @@ def process(*arguments: str, **more: str) -> subprocess.Popen[str]:
 
 
 def test_no_daemon_is_one_line(tmp_path: Path) -> None:
-    running = process("ps", TURNKEEP_ADDRESS=f"unix://{tmp_path}/s")
+    running = process("--retry", "0", "ps", TURNKEEP_ADDRESS=f"unix://{tmp_path}/s")
     out, err = running.communicate()
     assert (running.returncode, out) == (5, "")
     assert err == (
@@ -199,7 +207,9 @@ def test_a_defect_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
     monkeypatch.setattr("turnkeep.cli.root.app", broken)
     with pytest.raises(SystemExit) as ended:
-        turnkeep.cli.root.main()  # type: ignore[attr-defined]
+        root.main()
     assert ended.value.code == 1
-    expected = "turnkeep: defect in the command line: RuntimeError: no\\x1bthing. TURNKEEP_DEBUG=1 shows where\n"
+    expected = (
+        "turnkeep: defect in the command line: RuntimeError: no\\x1bthing. TURNKEEP_DEBUG=1 shows where\n"
+    )
     assert capsys.readouterr().err == expected

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import turnkeep
 import turnkeep.aio
-from client.fake_daemon import FakeDaemon
 from turnkeep.client import sync
+
+from tests.client.fake_daemon import FakeDaemon
 
 _NOT_AWAITED = {"turn", "diff", "events"}
 

@@ -18,9 +18,8 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
-
 from turnkeep.api.v1 import turnkeep_pb2 as pb
 from turnkeep.api.v1 import turnkeep_pb2_grpc
 from turnkeep.errors import (
@@ -322,8 +321,10 @@ class FakeService(turnkeep_pb2_grpc.TurnkeepServicer):
     def WatchEvents(self, request: Any, context: Any) -> Iterator[Any]:
         self._enter("WatchEvents", request, context)
         for event in list(self.events):
-            if request.after_sequence and event.sequence > request.after_sequence:
+            if request.HasField("after_sequence") and event.sequence > request.after_sequence:
                 yield event
+        if request.past_only:
+            return
         self._leave("WatchEvents", None, context)
         gone = threading.Event()
         context.add_callback(gone.set)

@@ -8,12 +8,12 @@ from typing import Any
 
 import grpc
 import pytest
-
-from client.fake_daemon import FakeDaemon
 from turnkeep.api.v1 import turnkeep_pb2 as pb
 from turnkeep.client.values import Change, Progress
 from turnkeep.errors import InternalError, InvalidRequest, Unsupported
 from turnkeep.model import ContainerState, Fidelity, MountKind, RetentionPolicy, TurnClass
+
+from tests.client.fake_daemon import FakeDaemon
 
 pytestmark = pytest.mark.asyncio
 Connect = Callable[..., Any]

@@ -14,8 +14,6 @@ from typing import Any
 
 import grpc
 import pytest
-
-from client.fake_daemon import FakeDaemon
 from turnkeep.errors import (
     Conflict,
     ContainerNotFound,
@@ -28,6 +26,8 @@ from turnkeep.errors import (
     Unsupported,
     error_classes,
 )
+
+from tests.client.fake_daemon import FakeDaemon
 
 Connect = Callable[..., Any]
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-
 import turnkeep
 from turnkeep.client.faults import Fault
 from turnkeep.client.session import Patience, open_session

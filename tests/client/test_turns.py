@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
-from client.fake_daemon import FakeDaemon
 from turnkeep.api.v1 import turnkeep_pb2 as pb
 from turnkeep.client.handles import EXCEPTION_LABEL
 from turnkeep.errors import Conflict, InvalidRequest, TurnFailed, TurnNotFound, WaitTimeout
 from turnkeep.model import TurnMetadata, TurnState
+
+from tests.client.fake_daemon import FakeDaemon
 
 pytestmark = pytest.mark.asyncio
 Connect = Callable[..., Any]
@@ -172,3 +172,25 @@ async def test_listing_turns(connect: Connect) -> None:
         assert [turn.label for turn in await box.turns()] == ["a", "b", "c"]
         assert [turn.label for turn in await box.turns(after=1)] == ["b", "c"]
         assert [turn.label for turn in await box.turns(limit=1)] == ["c"]
+
+
+async def test_detaching_is_heard(connect: Connect) -> None:
+    async with connect() as tk:
+        box = await tk.attach("web")
+        await box.detach()
+        assert (box.known, box.attached) == (True, False)
+        await box.attach()
+        assert box.attached
+
+
+async def test_progress_that_raises_ends_the_call(connect: Connect) -> None:
+    def refuse(step: object) -> None:
+        raise ZeroDivisionError
+
+    async with connect() as tk:
+        box = await tk.attach("web")
+        async with box.turn():
+            pass
+        with pytest.raises(ZeroDivisionError):
+            await box.restore(turn=1, on_progress=refuse)
+        assert (await tk.status()).pid == 42

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from turnkeep_store.backend import Area, Backend, save
 from turnkeep_store.backend_local import LocalBackend
 from turnkeep_store.backend_memory import MemoryBackend
-from turnkeep_store.durable import OsDisk
+from turnkeep_store.durable import OsDisk, write_file_durably
 
 from .disks import FaultyDisk, PowerCutDisk
 
@@ -96,3 +97,15 @@ def test_leftovers_go(backend: Backend) -> None:
     backend.remove_leftovers()
     assert backend.list(Area.PACKS) == [("one", 1)]
     assert backend.remove_leftovers() == 0
+
+
+def test_a_file_whose_source_fails_leaves_nothing(tmp_path: Path) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"first"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_file_durably(OsDisk(), str(tmp_path), "file", chunks())
+    assert list(tmp_path.iterdir()) == []
+    write_file_durably(OsDisk(), str(tmp_path), "file", [b"a", bytearray(b"b"), memoryview(b"c")])
+    assert (tmp_path / "file").read_bytes() == b"abc"

@@ -91,7 +91,7 @@ def test_a_huge_hole_costs_nothing() -> None:
     pieces = list(cut([(far, b"x")], size))
     assert [kind for kind, _, _ in pieces] == [ExtentKind.HOLE, ExtentKind.DATA, ExtentKind.HOLE]
     assert sum(length for _, length, _ in pieces) == size
-    assert [length for _, length, _ in pieces][0] % GRID == 0
+    assert pieces[0][1] % GRID == 0
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_impossible_segments_are_refused(segments: list[tuple[int, bytes]], size
 def test_lists_of_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "FAN_OUT", 4)
     monkeypatch.setattr(chunks, "MAX_INLINE", 2)
-    for count in range(0, 130):
+    for count in range(130):
         content = b"".join(bytes([1 + number]) * GRID for number in range(count))
         sink = DictSink()
         extents = write_file(sink, [(0, content)] if content else [], len(content))
@@ -198,14 +198,17 @@ def test_compression_gives_back_what_it_got(data: bytes, times: int) -> None:
 def test_decompression_is_bounded() -> None:
     codec, bomb = Compressor().compress(bytes(100_000_000))
     tracemalloc.start()
-    for length in (10, 99_999_999, 2**31):
+    for length in (10, 1_000_000):
+        with pytest.raises(Damaged):
+            decompress(codec, bytes(bomb), length)
+    assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    tracemalloc.stop()
+    for length in (99_999_999, 2**31):
         with pytest.raises(Damaged):
             decompress(codec, bytes(bomb), length)
     with pytest.raises(Damaged):
         decompress(Codec.ZSTD, b"no frame at all", 100)
     with pytest.raises(Damaged):
         decompress(Codec.ZSTD, bytes(bomb)[:-3], 100_000_000)
-    assert tracemalloc.get_traced_memory()[1] < 110_000_000
-    tracemalloc.stop()
     with pytest.raises(Damaged):
         decompress(Codec.RAW, b"abc", 4)

@@ -71,6 +71,7 @@ def test_folders_appear_when_they_differ_themselves() -> None:
     old = _folder(trees, b"", _folder(trees, b"d", _file(b"x", 1)), _folder(trees, b"t", mtime_ns=1))
     new = _folder(trees, b"", _folder(trees, b"d", _file(b"x", 2)), _folder(trees, b"t", mtime_ns=2))
     assert _paths(trees, old, new) == [(b"d/x", True, True), (b"t", True, True)]
+    assert trees.reads == 4  # both roots and both `d`; `t` holds the same on both sides
 
 
 def test_all_children_of_one_sided_folders_follow() -> None:
@@ -85,7 +86,11 @@ def test_all_children_of_one_sided_folders_follow() -> None:
         (b"kind/y", False, True),
         (b"new", False, True),
     ]
-    assert _paths(trees, None, new) == [(b"kind", False, True), (b"kind/y", False, True), (b"new", False, True)]
+    assert _paths(trees, None, new) == [
+        (b"kind", False, True),
+        (b"kind/y", False, True),
+        (b"new", False, True),
+    ]
     assert _paths(trees, None, None) == []
 
 

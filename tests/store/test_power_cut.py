@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import shutil
 from dataclasses import dataclass, field
@@ -9,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from turnkeep_store.check import check, rebuild_index
-from turnkeep_store.errors import RepositoryNotFound
+from turnkeep_store.errors import RepositoryNotFound, StoreIOError
 from turnkeep_store.ids import SnapshotId
 from turnkeep_store.prune import prune
 from turnkeep_store.repository import Repository
 
-from .disks import PowerCut, PowerCutDisk
+from .disks import FaultyDisk, PowerCut, PowerCutDisk
 from .trees import SMALL, Files, commit, get_tree
 
 ROOT = "/repo"
@@ -37,9 +38,7 @@ class World:
     repo: Repository | None = None
 
     def open(self) -> Repository:
-        self.repo = Repository.open_or_create(
-            ROOT, options=SMALL, disk=self.disk, index_path=str(self.index)
-        )
+        self.repo = Repository.open_or_create(ROOT, options=SMALL, disk=self.disk, index_path=str(self.index))
         return self.repo
 
     def commit(self, files: Files) -> SnapshotId:
@@ -165,6 +164,26 @@ def _continue(world: World) -> None:
     assert prune(repo, max_unused_fraction=0.0, dry_run=True).unused_bytes == 0
     repo.close()
     world.verify()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_deletion_that_failed_may_come_back_whole(tmp_path: Path, seed: int) -> None:
+    """The record went, but its going was not synced: its data must stay."""
+    disk = PowerCutDisk()
+    faulty = FaultyDisk(disk)
+    index = str(tmp_path / "index.sqlite")
+    repo = Repository.create(ROOT, options=SMALL, disk=faulty, index_path=index)
+    first, second = commit(repo, FIRST), commit(repo, SECOND)
+    with faulty.failing(errno.EIO, only="sync_directory"), pytest.raises(StoreIOError):
+        repo.delete(first.id)
+    assert repo.snapshots() == [second]
+    prune(repo, max_unused_fraction=0.0)
+    repo.blobs.close()
+    disk.cut(random.Random(seed))
+    with Repository.open(ROOT, options=SMALL, disk=disk, index_path=index) as repo:
+        assert check(repo).ok
+        for snapshot in repo.snapshots():
+            assert get_tree(repo, snapshot.tree) == (FIRST if snapshot.id == first.id else SECOND)
 
 
 def test_a_commit_costs_four_syncs(tmp_path: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import pytest
-from turnkeep_store.check import check
+from turnkeep_store.backend import Area
+from turnkeep_store.check import check, rebuild_index
 from turnkeep_store.chunks import read_extents, write_file
 from turnkeep_store.errors import BlobNotFound, SnapshotNotFound, StoreError
-from turnkeep_store.ids import BlobId
+from turnkeep_store.ids import BlobId, TreeId
 from turnkeep_store.kinds import BlobKind
 from turnkeep_store.prune import prune
 from turnkeep_store.repository import Options, Repository
+from turnkeep_store.snapshot import Snapshot
 from turnkeep_store.tree import Directory, Entry, NodeType
 
 from .trees import Files, commit, get_tree, put_tree
@@ -119,7 +122,7 @@ def test_a_lease_keeps_the_parent_that_is_built_on(repo: Repository) -> None:
         shared = repo.read_directory(parent.tree).entries[b"a"]
         repo.delete(parent.id)
         directory = Directory({b"a": shared})
-        tree = writer.put(directory.encode(), BlobKind.TREE)
+        tree = TreeId(writer.put(directory.encode(), BlobKind.TREE))
         prune(repo, max_unused_fraction=0.0)
         child = repo.commit(writer, tree=tree, digest=directory.digest(), metadata={})
     prune(repo, max_unused_fraction=0.0)
@@ -140,7 +143,7 @@ def test_what_a_released_lease_left_goes(repo: Repository) -> None:
 def test_commit_between_plan_and_sweep(repo: Repository) -> None:
     """A snapshot that reuses dead blobs while the prune runs keeps them."""
     repo.delete(commit(repo, FIRST).id)
-    committed = []
+    committed: list[Snapshot] = []
 
     def commit_meanwhile(phase: str, done: int, total: int) -> None:
         if not committed:
@@ -154,7 +157,7 @@ def test_commit_between_plan_and_sweep(repo: Repository) -> None:
 def test_commit_while_repacking(repo: Repository) -> None:
     first, second = commit(repo, FIRST), commit(repo, SECOND)
     repo.delete(first.id)
-    committed = []
+    committed: list[Snapshot] = []
 
     def commit_meanwhile(phase: str, done: int, total: int) -> None:
         if phase == "repack" and not committed:
@@ -164,6 +167,24 @@ def test_commit_while_repacking(repo: Repository) -> None:
     assert len(committed) == 1
     assert get_tree(repo, committed[0].tree) == {b"again": FIRST[b"a/1"], b"small": FIRST[b"a/2"]}
     assert get_tree(repo, second.tree) == SECOND
+    assert check(repo).ok
+
+
+def test_index_rebuilt_while_packs_are_being_deleted(repo: Repository) -> None:
+    """What a prune has given up must not be found again before it is gone."""
+    repo.delete(commit(repo, FIRST).id)
+    delete = repo.backend.delete
+    committed: list[Snapshot] = []
+
+    def rebuild_and_commit_first(area: Area, names: Iterable[str]) -> None:
+        if not committed:
+            rebuild_index(repo)
+            committed.append(commit(repo, FIRST))
+        delete(area, names)
+
+    repo.backend.delete = rebuild_and_commit_first  # type: ignore[method-assign]
+    assert prune(repo, max_unused_fraction=0.0).removed_packs > 0
+    assert get_tree(repo, committed[0].tree) == FIRST
     assert check(repo).ok
 
 
@@ -178,7 +199,10 @@ def test_reader_finds_what_was_moved(repo: Repository) -> None:
     lookup = repo.blobs.index.lookup
     answers = [stale]
     repo.blobs.index.lookup = lambda blob: answers.pop() if answers else lookup(blob)  # type: ignore[method-assign]
+    rebuilt: list[bool] = []
+    repo.blobs.index.rebuild = lambda: rebuilt.append(True)  # type: ignore[method-assign]
     assert b"".join(data for _, data in read_extents(repo, entry.content)) == SHARED
+    assert not rebuilt
 
 
 def test_stopping_a_prune_loses_nothing(repo: Repository) -> None:
@@ -222,7 +246,7 @@ def test_lists_of_extents_are_marked(repo: Repository) -> None:
         extents = write_file(writer, segments, 200 * step)
         assert len(extents) == 1
         directory = Directory({b"f": Entry(name=b"f", type=NodeType.FILE, size=200 * step, content=extents)})
-        tree = writer.put(directory.encode(), BlobKind.TREE)
+        tree = TreeId(writer.put(directory.encode(), BlobKind.TREE))
         repo.commit(writer, tree=tree, digest=directory.digest(), metadata={})
     prune(repo, max_unused_fraction=0.0)
     assert check(repo).ok

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 from turnkeep_store.check import check, rebuild_index
 from turnkeep_store.directories import DirectoryCache
-from turnkeep_store.errors import AmbiguousId, BlobNotFound, LimitExceeded, SnapshotNotFound, StoreIOError
+from turnkeep_store.errors import (
+    AmbiguousId,
+    BlobNotFound,
+    LimitExceeded,
+    SnapshotNotFound,
+    StoreError,
+    StoreIOError,
+)
 from turnkeep_store.ids import Digest, SnapshotId, TreeId, blob_id
 from turnkeep_store.kinds import BlobKind
 from turnkeep_store.repository import Repository
@@ -108,6 +115,16 @@ def test_deleting(repo: Repository) -> None:
 def test_snapshots_are_in_the_order_of_their_commits(repo: Repository) -> None:
     made = [commit(repo, {b"x": b"%d" % number}) for number in range(10)]
     assert repo.snapshots() == made
+
+
+def test_closing_ends_what_is_in_progress(tmp_path: Path) -> None:
+    with Repository.create(tmp_path / "repo") as repo:
+        lease = repo.lease("x")
+        writer = repo.writer(lease)
+        writer.put(b"data", BlobKind.DATA)
+    assert not list((tmp_path / "repo").rglob("tmp-*"))
+    with pytest.raises(StoreError, match="ended"):
+        writer.flush()
 
 
 def test_a_closed_repository_says_so(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from turnkeep.errors import CaptureFailed
 from turnkeep_store.blobs import BlobSink
 from turnkeep_store.chunks import write_file
 from turnkeep_store.ids import BlobId, blob_id
 from turnkeep_store.kinds import BlobKind
 from turnkeep_store.tree import Extent
+
+from turnkeep.errors import CaptureFailed
 
 
 class ArenaFull(CaptureFailed):

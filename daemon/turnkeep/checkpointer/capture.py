@@ -3,9 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from turnkeep_store.archiver import (
+    Archived,
+    Change,
+    Remove,
+    TreeSource,
+    Upsert,
+    archive,
+    same_attributes,
+)
+from turnkeep_store.blobs import BlobSink
+from turnkeep_store.diff import Delta, diff
+from turnkeep_store.ids import BlobId, Digest, TreeId
+from turnkeep_store.kinds import BlobKind
+from turnkeep_store.layers import LayerView
+from turnkeep_store.lease import Lease
+from turnkeep_store.overlay import normalise, tree_folder
+from turnkeep_store.repository import Repository
+from turnkeep_store.restorer import Source
+from turnkeep_store.snapshot import Snapshot
+from turnkeep_store.tree import Directory, Entry, NodeType
+from turnkeep_store.writer import BlobWriter, HashOnlySink
 
 from turnkeep.checkpointer.arena import ArenaFull, CopyAhead
 from turnkeep.checkpointer.inspection import (
@@ -19,22 +41,10 @@ from turnkeep.checkpointer.view import Baseline, ContainerView, PlaceBaseline
 from turnkeep.config import Classify, Limits
 from turnkeep.errors import CaptureFailed
 from turnkeep.model import Decision, TurnClass
-from turnkeep.paths import display
+from turnkeep.paths import ROOTFS, display
 from turnkeep.turns import Evidence, classify
+from turnkeep.watch.host_folders import HostFolders
 from turnkeep.watch.processes import Process, ProcessSample, activity, quiet_since, sample, stateful_test
-from turnkeep_store.archiver import Archived, Change, Remove, TreeSource, Upsert, archive
-from turnkeep_store.blobs import BlobSink
-from turnkeep_store.diff import Delta, diff
-from turnkeep_store.ids import Digest, TreeId
-from turnkeep_store.kinds import BlobKind
-from turnkeep_store.layers import LayerView
-from turnkeep_store.overlay import normalise, tree_folder
-from turnkeep_store.lease import Lease
-from turnkeep_store.repository import Repository
-from turnkeep_store.restorer import Source
-from turnkeep_store.snapshot import Snapshot
-from turnkeep_store.tree import Directory, Entry, NodeType
-from turnkeep_store.writer import BlobWriter, HashOnlySink
 
 _UNDECIDED = Decision(turn_class=TurnClass.FULL, reason="not decided yet")
 
@@ -107,6 +117,7 @@ class Checkpointer:
         self._repository = repository
         self._limits = limits
         self._rules = rules
+        self.host_folders = HostFolders()
 
     def inspect(self, view: ContainerView, baseline: Baseline) -> Inspection:
         """Look for what changed since the baseline, copying it, while the sandbox may run.
@@ -118,12 +129,10 @@ class Checkpointer:
         try:
             processes = sample(view.pids(), view.usage_ns)
             ahead = CopyAhead(writer, self._limits.arena_bytes)
-            reader = Reader(view, self._limits, ahead)
+            reader = Reader(view, self._limits, ahead, self.host_folders)
             reader.look_for_mappings()
             readings = [reader.read(place, baseline.place(place.slot)) for place in view.covered()]
-            inspection = Inspection(
-                view, readings, processes, _UNDECIDED, lease, writer, ahead, reader
-            )
+            inspection = Inspection(view, readings, processes, _UNDECIDED, lease, writer, ahead, reader)
             self._decide(inspection, baseline)
         except BaseException:
             writer.abort()
@@ -137,7 +146,9 @@ class Checkpointer:
             slot = reading.place.slot
             place = baseline.places.setdefault(slot, PlaceBaseline())
             settle_unchanged(
-                place, reading, lambda path, slot=slot: _join(slot, path) in inspection.changed  # type: ignore[misc]
+                place,
+                reading,
+                lambda path, slot=slot: _join(slot, path) in inspection.changed,  # type: ignore[misc]
             )
         inspection.drop()
 
@@ -187,7 +198,8 @@ class Checkpointer:
         try:
             tree = self._archive(writer, repository, capture.readings, baseline, inspection.view)
             writer.flush()
-            changed_files, changed_bytes = _count(diff(repository, baseline.tree, tree.tree))
+            deltas = diff(repository, baseline.tree, tree.tree)
+            changed_files, changed_bytes = _count(deltas, _image_of(inspection.view))
             stored = writer.stats.stored_bytes
             snapshot = repository.commit(
                 writer,
@@ -221,12 +233,15 @@ class Checkpointer:
         source = source or self._repository
         sink = HashOnlySink(source)
         known = baseline or Baseline()
-        reader = Reader(view, self._limits, CopyAhead(sink, self._limits.arena_bytes))
+        reader = Reader(
+            view, self._limits, CopyAhead(sink, self._limits.arena_bytes), self.host_folders
+        )
         reader.look_for_mappings()
         readings = [reader.read(place, known.place(place.slot)) for place in view.covered()]
         tree = self._archive(sink, sink, readings, known, view)
         places = {
-            reading.place.slot: baseline_after(reading, known.place(reading.place.slot)) for reading in readings
+            reading.place.slot: baseline_after(reading, known.place(reading.place.slot))
+            for reading in readings
         }
         return State(tree.tree, tree.digest, sink, Baseline(tree.tree, None, places))
 
@@ -236,8 +251,11 @@ class Checkpointer:
         is_stateful = self._stateful(view)
         captured_at_ns = time.time_ns()
         inspection.reader.look_for_mappings()
-        torn = any(read.status is None and read.change.entry is not None
-                   for reading in inspection.readings for read in reading.reads.values())
+        torn = any(
+            read.status is None and read.change.entry is not None
+            for reading in inspection.readings
+            for read in reading.reads.values()
+        )
         mapped = any(reading.mapped for reading in inspection.readings)
         quiet = not torn and not mapped and quiet_since(inspection.processes, processes, is_stateful)
         readings = inspection.readings
@@ -265,21 +283,26 @@ class Checkpointer:
         deltas: list[bytes] = []
         if baseline.tree is None:
             unsure.append("there is no checkpoint to compare with")
+        image = _image_of(view)
         sink = HashOnlySink(inspection.writer)
         tree = self._archive(sink, sink, inspection.readings, baseline, view)
         if baseline.tree is not None and tree.digest != self._digest(baseline.tree):
-            deltas = [
-                delta.path for delta in diff(sink, baseline.tree, tree.tree) if not _only_folder_time(delta)
-            ]
+            found = diff(sink, baseline.tree, tree.tree)
+            deltas = [delta.path for delta in found if not _only_folder_time(delta, image)]
         for reading in inspection.readings:
-            torn = [path for path, read in reading.reads.items()
-                    if read.status is None and read.change.entry is not None]
+            torn = [
+                path
+                for path, read in reading.reads.items()
+                if read.status is None and read.change.entry is not None
+            ]
             if torn:
                 unsure.append(f"{len(torn)} files were being written")
         inspection.changed = set(deltas)
         if baseline.processes is None:
             described = tuple(
-                f"{process} (running)" for process in inspection.processes.processes.values() if is_stateful(process)
+                f"{process} (running)"
+                for process in inspection.processes.processes.values()
+                if is_stateful(process)
             )
         else:
             described = activity(baseline.processes, inspection.processes, is_stateful).describe()
@@ -331,7 +354,7 @@ class Checkpointer:
                 return replace(reading.root, content=old.content if old is not None else ())
             wanted = Upsert(reading.place.slot, read.change.entry, read.change.segments)
             built = archive(sink, source, None, [wanted])
-            return Directory.decode(sink.get(built.tree)).entries[reading.place.slot]
+            return Directory.decode(sink.get(BlobId(built.tree))).entries[reading.place.slot]
         parent = old.subtree if old is not None else None
         image = view.image_view(reading.place)
         changes = _changes(reading, image, baseline, source, parent)
@@ -407,11 +430,11 @@ def _join(slot: bytes, path: bytes) -> bytes:
     return slot + b"/" + path if path else slot
 
 
-def _count(deltas: Any) -> tuple[int, int]:
+def _count(deltas: Iterable[Delta], image: LayerView | None) -> tuple[int, int]:
     """Return how many paths differ, folders that differ in time only left out, and their new bytes."""
     files = size = 0
     for delta in deltas:
-        if _only_folder_time(delta):
+        if _only_folder_time(delta, image):
             continue
         files += 1
         if delta.after is not None and (delta.before is None or delta.before.content != delta.after.content):
@@ -419,9 +442,22 @@ def _count(deltas: Any) -> tuple[int, int]:
     return files, size
 
 
-def _only_folder_time(delta: Delta) -> bool:
+def _image_of(view: ContainerView) -> LayerView | None:
+    """Return the layers below the root file system."""
+    return next((view.image_view(place) for place in view.covered() if place.is_rootfs), None)
+
+
+def _only_folder_time(delta: Delta, image: LayerView | None) -> bool:
+    """Whether a folder is named only because something beneath it changed.
+
+    A tree leaves out a folder that equals the image's; once it names the folder,
+    that alone is no change of it.
+    """
     before, after = delta.before, delta.after
+    slot, _, path = delta.path.partition(b"/")
+    if image is not None and slot == ROOTFS and path and (before is None or after is None):
+        present = image.lookup(path)
+        before, after = before or present, after or present
     if before is None or after is None or not (before.is_directory and after.is_directory):
         return False
-    same = replace(after, mtime_ns=before.mtime_ns, subtree=before.subtree, digest=before.digest)
-    return same == before
+    return same_attributes(before, after)

@@ -7,15 +7,17 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from turnkeep_store.nodes import entry_of
+from turnkeep_store.overlay import RawChange
+from turnkeep_store.tree import Entry
+
 from turnkeep.checkpointer.arena import CopyAhead
 from turnkeep.checkpointer.view import ContainerView, PlaceBaseline, PlaceView
 from turnkeep.config import Limits
 from turnkeep.model import MountKind
+from turnkeep.watch.host_folders import HostFolders, unchanged_scan
 from turnkeep.watch.reading import Read, read_node, read_path, sync_mapped
 from turnkeep.watch.scan import Scan, differences, mapped_files, scan, status_of, too_fresh
-from turnkeep_store.nodes import entry_of
-from turnkeep_store.overlay import RawChange
-from turnkeep_store.tree import Entry
 
 _FILE = b""
 """The path under which a place that is a single file knows that file."""
@@ -33,6 +35,7 @@ class PlaceReading:
     gone: set[bytes] = field(default_factory=set)
     mapped: frozenset[bytes] = frozenset()
     read_ns: int = 0
+    generation: int = 0
 
     def changes(self) -> list[RawChange]:
         """Return what differs from the baseline, parents before children."""
@@ -42,7 +45,9 @@ class PlaceReading:
 
     def unsettled(self) -> set[bytes]:
         """Return paths whose reading may be out of date though their status is the same."""
-        torn = {path for path, read in self.reads.items() if read.status is None and read.change.entry is not None}
+        torn = {
+            path for path, read in self.reads.items() if read.status is None and read.change.entry is not None
+        }
         read = {path: self.scan.files[path] for path in self.reads if path in self.scan.files}
         return torn | (too_fresh(read, self.read_ns) & read.keys()) | self.mapped
 
@@ -50,10 +55,13 @@ class PlaceReading:
 class Reader:
     """Reads the places of one container against a baseline. One capture, one thread."""
 
-    def __init__(self, view: ContainerView, limits: Limits, ahead: CopyAhead) -> None:
+    def __init__(
+        self, view: ContainerView, limits: Limits, ahead: CopyAhead, host_folders: HostFolders
+    ) -> None:
         self._view = view
         self._limits = limits
         self._ahead = ahead
+        self._host_folders = host_folders
         self._mappings: set[bytes] = set()
 
     def look_for_mappings(self) -> None:
@@ -69,7 +77,13 @@ class Reader:
         fd = place.open(self._view.init_pid)
         try:
             mapped = self._mapped(place)
+            generation = self._generation(place)
+            if generation and not mapped and self._is_quiet(place, baseline):
+                found = unchanged_scan(baseline.files)
+                root = entry_of(fd, place.slot)
+                return PlaceReading(place, root, found, found.hardlinks(), generation=generation)
             reading = self._scan(place, fd, mapped)
+            reading.generation = generation
             changed, gone = differences(baseline.files, reading.scan.files, baseline.doubtful | mapped)
             reading.gone.update(gone)
             reading.read_ns = time.time_ns()
@@ -85,11 +99,16 @@ class Reader:
             mapped = self._mapped(earlier.place)
             if earlier.place.mount.kind is not MountKind.TMPFS:
                 sync_mapped(fd, mapped)
+            generation = self._generation(earlier.place)
             reading = self._scan(earlier.place, fd, mapped)
+            reading.generation = generation
             changed, _ = differences(earlier.scan.files, reading.scan.files, earlier.unsettled() | mapped)
             reading.read_ns = time.time_ns()
-            relinked = {path for path in reading.links.keys() | earlier.links.keys()
-                        if reading.links.get(path) != earlier.links.get(path)}
+            relinked = {
+                path
+                for path in reading.links.keys() | earlier.links.keys()
+                if reading.links.get(path) != earlier.links.get(path)
+            }
             wanted = set(changed) | (relinked & reading.scan.files.keys())
             reading.reads = {
                 path: read
@@ -102,14 +121,24 @@ class Reader:
         finally:
             os.close(fd)
 
+    def _generation(self, place: PlaceView) -> int:
+        """Return a watched host folder's generation; 0 for every other place."""
+        if place.mount.kind is not MountKind.BIND or place.is_file:
+            return 0
+        return self._host_folders.watch(place.host_path).generation
+
+    def _is_quiet(self, place: PlaceView, baseline: PlaceBaseline) -> bool:
+        if not baseline.generation or baseline.doubtful:
+            return False
+        folder = self._host_folders.watch(place.host_path)
+        return folder.unchanged_since(baseline.generation, baseline.files)
+
     def _scan(self, place: PlaceView, fd: int, mapped: frozenset[bytes]) -> PlaceReading:
         if place.is_file:
             status = os.fstat(fd)
             result = Scan({_FILE: status_of(status)}, time.time_ns())
             return PlaceReading(place, entry_of(fd, place.slot), result, {}, mapped=mapped)
-        result = scan(
-            fd, overlay=place.is_rootfs, exclude=place.exclude, max_paths=self._limits.max_paths
-        )
+        result = scan(fd, overlay=place.is_rootfs, exclude=place.exclude, max_paths=self._limits.max_paths)
         root = entry_of(fd, place.slot, overlay=place.is_rootfs)
         return PlaceReading(place, root, result, result.hardlinks(), mapped=mapped)
 
@@ -142,7 +171,9 @@ def _is_excluded(path: bytes, exclude: frozenset[bytes]) -> bool:
 def baseline_after(reading: PlaceReading, earlier: PlaceBaseline) -> PlaceBaseline:
     """Return the baseline for turns after a capture that ended with this reading."""
     doubtful = too_fresh(reading.scan.files, reading.scan.started_ns)
-    return PlaceBaseline(reading.scan.files, opaque_now(reading, earlier), doubtful | set(reading.mapped))
+    return PlaceBaseline(
+        reading.scan.files, opaque_now(reading, earlier), doubtful | set(reading.mapped), reading.generation
+    )
 
 
 def opaque_now(reading: PlaceReading, earlier: PlaceBaseline) -> set[bytes]:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from turnkeep_store.ids import TreeId
+from turnkeep_store.layers import LayerView
+
 from turnkeep.model import CheckpointId, Mount
 from turnkeep.watch.processes import ProcessSample
 from turnkeep.watch.scan import Status
-from turnkeep_store.ids import TreeId
-from turnkeep_store.layers import LayerView
 
 
 class PlaceView(Protocol):
@@ -31,6 +32,9 @@ class PlaceView(Protocol):
 
     @property
     def is_file(self) -> bool: ...
+
+    @property
+    def host_path(self) -> str: ...
 
     def open(self, init_pid: int) -> int: ...
 
@@ -74,11 +78,13 @@ class PlaceBaseline:
     """The file status of every path of one place, as of the last checkpoint.
 
     `doubtful` paths may have changed without a trace and are read again.
+    `generation` is a watched host folder's at the scan; 0 for none.
     """
 
     files: dict[bytes, Status] = field(default_factory=dict)
     opaque: set[bytes] = field(default_factory=set)
     doubtful: set[bytes] = field(default_factory=set)
+    generation: int = 0
 
 
 @dataclass(slots=True)

@@ -10,10 +10,6 @@ from turnkeep.cli import printing, words
 from turnkeep.cli.run import JsonFlag, complete_sandbox, started
 from turnkeep.client import Event
 
-_PAST_S = 1.0
-"""How long recorded events are collected: the daemon does not say which is the last."""
-
-
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
     app.command()(events)
@@ -26,16 +22,16 @@ def events(
     ] = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until interrupted.")] = False,
     after: Annotated[
-        int | None, typer.Option(min=0, help="Begin after this number; with --follow 0 is now.")
+        int | None, typer.Option(min=0, help="Begin after this number; with --follow now is the default.")
     ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Print the recorded events, or with --follow those that happen. With --json --follow, one line each."""
     run = started(ctx, json=json)
-    if after is None:
-        after = 0 if follow else 1
+    if after is None and not follow:
+        after = 0
     with run.connect() as tk:
-        happened = tk.events(sandbox, after=after, for_s=None if follow else _PAST_S)
+        happened = tk.events(sandbox, after=after, follow=follow)
         if json and not follow:
             printing.emit(list(happened))
             return

@@ -63,7 +63,7 @@ def execute(
     with run.connect(on_error=on_error.value, acting=True) as tk:
         box = tk.attach(sandbox)
         with box.turn(label or shlex.join(command)[:_LABEL_LENGTH]) as turn:
-            container = box.info.container_id if box.attached else sandbox
+            container = box.info.container_id if box.known else sandbox
             code = _run(["docker", "exec", *options, container, *command])
             turn.labels["exit_code"] = str(code)
     if turn.error is not None:

@@ -15,6 +15,7 @@ from turnkeep.errors import TurnkeepError, Unsupported
 
 NAME = "turnkeep.service"
 INSTALLED = Path("/etc/systemd/system") / NAME
+_HOST_RUNS_SYSTEMD = Path("/run/systemd/system")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -72,7 +73,7 @@ def _for_this_program(unit: str) -> str:
 
 
 def _require_systemd() -> None:
-    if not Path("/run/systemd/system").is_dir():
+    if not _HOST_RUNS_SYSTEMD.is_dir():
         raise Unsupported("this host does not run systemd", hint="start the daemon with: turnkeep serve")
 
 

@@ -26,19 +26,17 @@ def ps(
     run = started(ctx, json=json)
     with run.connect() as tk:
         sandboxes = tk.sandboxes(include_detached=show_all)
-        turns = {item.id: item.turn for item in tk.checkpoints()} if sandboxes else {}
     if json:
-        heads_by = ((item, turns.get(item.head_checkpoint_id or "")) for item in sandboxes)
-        printing.emit([{**to_json(item), "head_turn": turn} for item, turn in heads_by])
+        printing.emit([to_json(item) for item in sandboxes])
         return
     heads = ("SANDBOX", "STATE", ">HEAD", ">TURNS", ">DURABLE", ">SKIPPED", ">FAILED", ">STORED", "NOTE")
-    rows = [_row(item, turns.get(item.head_checkpoint_id or "")) for item in sandboxes]
+    rows = [_row(item) for item in sandboxes]
     printing.table(run.out, heads, rows, flexible=["NOTE"])
 
 
-def _row(item: SandboxInfo, head_turn: int | None) -> list[printing.Cell]:
+def _row(item: SandboxInfo) -> list[printing.Cell]:
     state = item.container_state.value if item.container_state else "unknown"
-    head = f"@{head_turn}" if head_turn else words.short(item.head_checkpoint_id) or "-"
+    head = f"@{item.head_turn}" if item.head_turn else words.short(item.head_checkpoint_id) or "-"
     return [
         item.name,
         printing.styled(state) if item.attached else printing.styled(f"{state}, detached", "dim"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from turnkeep.cli import printing, targets, words
 from turnkeep.cli.run import JsonFlag, complete_sandbox, started
 from turnkeep.client import RestoreResult
+from turnkeep.codec import to_json
 from turnkeep.errors import InvalidRequest
 
 
@@ -77,7 +78,7 @@ def restore(
     if state_file is not None and done.harness_state is not None:
         state_file.write_bytes(done.harness_state)
     if json:
-        printing.emit(done)
+        printing.emit(_described(done))
     else:
         printing.fields(run.out, _pairs(done))
 
@@ -93,6 +94,13 @@ def _meant(target: str, checkpoint: str | None) -> targets.Target:
     if "@" in target:
         raise InvalidRequest("the target names a checkpoint already", hint="leave --checkpoint out")
     return targets.Target(sandbox=target, ref=checkpoint)
+
+
+def _described(done: RestoreResult) -> dict[str, Any]:
+    """Return the result for JSON; the harness state itself has its own way out, by file."""
+    described: dict[str, Any] = to_json(done)
+    state = described.pop("harness_state")
+    return {**described, "harness_state_bytes": None if state is None else len(state)}
 
 
 def _pairs(done: RestoreResult) -> printing.Pairs:

@@ -80,12 +80,16 @@ def root(
         str | None,
         typer.Option(help="The daemon's socket.", envvar="TURNKEEP_ADDRESS", metavar="unix:///PATH"),
     ] = None,
+    retry: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="How long to wait for a daemon that restarts."),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Keep every turn of an AI agent's sandbox restorable."""
-    ctx.obj = Run(address=address)
+    ctx.obj = Run(address=address, retry_s=retry)
 
 
 for module in (serve, attach, ps, log, show, diff, events, restore, execute, store, doctor, install):

@@ -23,6 +23,8 @@ class Run:
     """One run of the command line."""
 
     address: str | None = None
+    retry_s: float | None = None
+    """How long to wait for a daemon that is not there; as the command needs unless given."""
     json: bool = False
     """Whether the command was asked for JSON; errors are then JSON as well."""
     out: Console = field(default_factory=printing.console)
@@ -32,8 +34,10 @@ class Run:
         self, *, session: str | None = None, on_error: OnError = "raise", acting: bool = False
     ) -> Client:
         """Return a client. What acts is repeated for longer than what only looks."""
-        retry_s = DEFAULT_RETRY_S if acting else _READING_RETRY_S
-        return connect(self.address, session=session, on_error=on_error, retry_s=retry_s)
+        patience_s = DEFAULT_RETRY_S if acting else _READING_RETRY_S
+        if self.retry_s is not None:
+            patience_s = self.retry_s
+        return connect(self.address, session=session, on_error=on_error, retry_s=patience_s)
 
 
 def started(ctx: typer.Context, *, json: bool = False) -> Run:

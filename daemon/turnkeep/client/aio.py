@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -86,18 +86,24 @@ class AsyncClient:
         """Delete a checkpoint by its id. `prune` frees its space."""
         return await self._link.call(calls.delete_checkpoint("", checkpoint))
 
-    def diff(self, before: str, after: str) -> AsyncIterator[values.Change]:
+    def diff(self, before: str, after: str) -> AsyncGenerator[values.Change, None]:
         """Yield the paths in which two checkpoints, named by id, differ."""
         return self._link.stream(calls.diff("", before, after))
 
     def events(
-        self, sandbox: str = "", *, after: int = 0, for_s: float | None = None
-    ) -> AsyncIterator[values.Event]:
+        self,
+        sandbox: str = "",
+        *,
+        after: int | None = None,
+        follow: bool = True,
+        for_s: float | None = None,
+    ) -> AsyncGenerator[values.Event, None]:
         """Yield what happens, of one sandbox or all, until the iterator is closed or `for_s` is over.
 
-        With `after`, the recorded events with a higher sequence number come first.
+        With `after`, the recorded events with a higher sequence number come first
+        (0: all of them); without `follow`, the iterator ends after those.
         """
-        return self._link.stream(calls.events(sandbox, after=after, for_s=for_s))
+        return self._link.stream(calls.events(sandbox, after=after, follow=follow, for_s=for_s))
 
     async def prune(
         self,
@@ -213,7 +219,7 @@ class AsyncSandbox(handles.SandboxHandle):
         """Delete a checkpoint. Its children are given its parent; `prune` frees its space."""
         return await self._link.call(calls.delete_checkpoint(self.key, ref))
 
-    def diff(self, before: Ref, after: Ref | None = None) -> AsyncIterator[values.Change]:
+    def diff(self, before: Ref, after: Ref | None = None) -> AsyncGenerator[values.Change, None]:
         """Yield the paths in which two checkpoints differ; the newer one is the head by default."""
         return self._link.stream(calls.diff(self.key, before, after))
 
@@ -248,7 +254,7 @@ class AsyncSandbox(handles.SandboxHandle):
             verify=verify,
         )
         result = await self._link.work(request, on_progress)
-        self._learn(result.sandbox)
+        self._learn_own(result.sandbox)
         return result
 
 
@@ -276,7 +282,7 @@ class AsyncTurn(handles.TurnHandle):
     async def begin(self) -> None:
         """Attach the sandbox if that is still to be done, wait for the gate, begin the turn."""
         try:
-            if not self._sandbox.attached:
+            if not self._sandbox.known:
                 await self._sandbox.attach()
             self._begun(await self._link.call(self._begin_call(self._sandbox.key)))
         except TurnkeepError as error:

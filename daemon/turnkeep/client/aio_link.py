@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -47,7 +48,7 @@ class AsyncLink:
         method = self._method(upload.method)
         return upload.read(await self._attempt(lambda: method(upload.requests())))
 
-    async def stream(self, stream: Stream[T]) -> AsyncIterator[T]:
+    async def stream(self, stream: Stream[T]) -> AsyncGenerator[T, None]:
         """Yield the answers to a call. Closing the iterator hangs up on the daemon."""
         method = self._method(stream.method)
         request, repeatable = stream.request, stream.repeatable
@@ -73,11 +74,12 @@ class AsyncLink:
 
     async def work(self, stream: Stream[Progress | T], on_progress: Callable[[Progress], object] | None) -> T:
         """Return the result of long work, which comes after its progress."""
-        async for step in self.stream(stream):
-            if not isinstance(step, Progress):
-                return step
-            if on_progress is not None:
-                on_progress(step)
+        async with contextlib.aclosing(self.stream(stream)) as steps:
+            async for step in steps:
+                if not isinstance(step, Progress):
+                    return step
+                if on_progress is not None:
+                    on_progress(step)
         raise handles.unfinished(stream.method)
 
     async def _attempt(self, once: Callable[[], Awaitable[Any]], *, repeatable: bool = True) -> Any:

@@ -275,13 +275,19 @@ def diff(sandbox: str, before: Ref, after: Ref | None) -> Stream[values.Change]:
     return Stream(method="DiffCheckpoints", request=request, read=convert.change)
 
 
-def events(sandbox: str, *, after: int, for_s: float | None) -> Stream[values.Event]:
+def events(
+    sandbox: str, *, after: int | None, follow: bool, for_s: float | None
+) -> Stream[values.Event]:
     """What happens, as it happens; goes on after the last event when it has to be repeated."""
+
+    def request(seen: int | None) -> pb.WatchEventsRequest:
+        return pb.WatchEventsRequest(sandbox=sandbox, after_sequence=seen, past_only=not follow)
+
     return Stream(
         method="WatchEvents",
-        request=pb.WatchEventsRequest(sandbox=sandbox, after_sequence=after),
+        request=request(after),
         read=convert.event,
-        resume=lambda last: pb.WatchEventsRequest(sandbox=sandbox, after_sequence=last.sequence),
+        resume=lambda last: request(last.sequence),
         for_s=for_s,
     )
 

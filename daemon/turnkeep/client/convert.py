@@ -81,6 +81,7 @@ def sandbox(message: pb.Sandbox) -> values.SandboxInfo:
         last_turn=message.last_turn or None,
         open_turn=message.open_turn or None,
         head_checkpoint_id=message.head_checkpoint_id or None,
+        head_turn=message.head_turn or None,
         mounts=tuple(_mount(item) for item in message.mounts),
         turns=values.TurnCounts(
             total=message.turns.total,

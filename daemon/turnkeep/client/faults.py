@@ -6,7 +6,7 @@ import os
 from typing import NamedTuple, cast
 
 import grpc
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # it ships no types
+from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from turnkeep.errors import (

@@ -41,9 +41,14 @@ class SandboxHandle:
         return self._info.id if self._info else self._container
 
     @property
-    def attached(self) -> bool:
-        """Whether the daemon has answered the attach; with `on_error="ignore"` it may not have."""
+    def known(self) -> bool:
+        """Whether the daemon has ever answered; with `on_error="ignore"` it may not have."""
         return self._info is not None
+
+    @property
+    def attached(self) -> bool:
+        """Whether Turnkeep watches it, as far as was last heard."""
+        return self._info is not None and self._info.attached
 
     @property
     def name(self) -> str:
@@ -67,6 +72,11 @@ class SandboxHandle:
     def _learn(self, info: values.SandboxInfo) -> values.SandboxInfo:
         self._info = info
         return info
+
+    def _learn_own(self, info: values.SandboxInfo) -> None:
+        """Take over what a restore answered, unless it made another sandbox."""
+        if self._info is None or self._info.id == info.id:
+            self._learn(info)
 
 
 class TurnHandle:

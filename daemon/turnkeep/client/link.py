@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 import grpc
@@ -45,7 +46,7 @@ class Link:
         method = self._method(upload.method)
         return self._attempt(lambda: upload.read(method(upload.requests())))
 
-    def stream(self, stream: Stream[T]) -> Iterator[T]:
+    def stream(self, stream: Stream[T]) -> Generator[T, None, None]:
         """Yield the answers to a call. Leaving the loop early hangs up on the daemon."""
         method = self._method(stream.method)
         request, repeatable = stream.request, stream.repeatable
@@ -71,11 +72,12 @@ class Link:
 
     def work(self, stream: Stream[Progress | T], on_progress: Callable[[Progress], object] | None) -> T:
         """Return the result of long work, which comes after its progress."""
-        for step in self.stream(stream):
-            if not isinstance(step, Progress):
-                return step
-            if on_progress is not None:
-                on_progress(step)
+        with contextlib.closing(self.stream(stream)) as steps:
+            for step in steps:
+                if not isinstance(step, Progress):
+                    return step
+                if on_progress is not None:
+                    on_progress(step)
         raise handles.unfinished(stream.method)
 
     def _attempt(self, once: Callable[[], T], *, repeatable: bool = True) -> T:

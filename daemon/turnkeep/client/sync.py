@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -96,18 +96,24 @@ class Client:
         """Delete a checkpoint by its id. `prune` frees its space."""
         return self._link.call(calls.delete_checkpoint("", checkpoint))
 
-    def diff(self, before: str, after: str) -> Iterator[values.Change]:
+    def diff(self, before: str, after: str) -> Generator[values.Change, None, None]:
         """Yield the paths in which two checkpoints, named by id, differ."""
         return self._link.stream(calls.diff("", before, after))
 
     def events(
-        self, sandbox: str = "", *, after: int = 0, for_s: float | None = None
-    ) -> Iterator[values.Event]:
+        self,
+        sandbox: str = "",
+        *,
+        after: int | None = None,
+        follow: bool = True,
+        for_s: float | None = None,
+    ) -> Generator[values.Event, None, None]:
         """Yield what happens, of one sandbox or all, until the iterator is closed or `for_s` is over.
 
-        With `after`, the recorded events with a higher sequence number come first.
+        With `after`, the recorded events with a higher sequence number come first
+        (0: all of them); without `follow`, the iterator ends after those.
         """
-        return self._link.stream(calls.events(sandbox, after=after, for_s=for_s))
+        return self._link.stream(calls.events(sandbox, after=after, follow=follow, for_s=for_s))
 
     def prune(
         self,
@@ -198,7 +204,7 @@ class Sandbox(handles.SandboxHandle):
 
     def state(self, turn: int) -> bytes:
         """Return the harness state that was stored with a turn."""
-        pieces: Iterator[bytes] = self._link.stream(calls.get_state(self.key, turn))
+        pieces: Generator[bytes, None, None] = self._link.stream(calls.get_state(self.key, turn))
         return b"".join(pieces)
 
     def put_state(self, turn: int, data: bytes) -> values.StoredState:
@@ -221,7 +227,7 @@ class Sandbox(handles.SandboxHandle):
         """Delete a checkpoint. Its children are given its parent; `prune` frees its space."""
         return self._link.call(calls.delete_checkpoint(self.key, ref))
 
-    def diff(self, before: Ref, after: Ref | None = None) -> Iterator[values.Change]:
+    def diff(self, before: Ref, after: Ref | None = None) -> Generator[values.Change, None, None]:
         """Yield the paths in which two checkpoints differ; the newer one is the head by default."""
         return self._link.stream(calls.diff(self.key, before, after))
 
@@ -256,7 +262,7 @@ class Sandbox(handles.SandboxHandle):
             verify=verify,
         )
         result = self._link.work(request, on_progress)
-        self._learn(result.sandbox)
+        self._learn_own(result.sandbox)
         return result
 
 
@@ -284,7 +290,7 @@ class Turn(handles.TurnHandle):
     def begin(self) -> None:
         """Attach the sandbox if that is still to be done, wait for the gate, begin the turn."""
         try:
-            if not self._sandbox.attached:
+            if not self._sandbox.known:
                 self._sandbox.attach()
             self._begun(self._link.call(self._begin_call(self._sandbox.key)))
         except TurnkeepError as error:

@@ -47,6 +47,8 @@ class SandboxInfo:
     last_turn: int | None
     open_turn: int | None
     head_checkpoint_id: str | None
+    head_turn: int | None
+    """The turn that its present state descends from."""
     """The checkpoint that the present state descends from."""
     mounts: tuple[Mount, ...]
     turns: TurnCounts

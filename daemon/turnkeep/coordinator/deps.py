@@ -9,12 +9,13 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
+from turnkeep_store.repository import Repository
+
 from turnkeep.checkpointer.capture import Checkpointer
 from turnkeep.config import Config
 from turnkeep.journal import Journal
 from turnkeep.runtime.engine import Engine
 from turnkeep.runtime.freezer import Freezer
-from turnkeep_store.repository import Repository
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import structlog
+from turnkeep_store.errors import SnapshotNotFound
+from turnkeep_store.ids import SnapshotId
 
 from turnkeep.coordinator import restore as restoring
 from turnkeep.coordinator.deps import Deps, run
@@ -22,6 +24,7 @@ from turnkeep.errors import (
     TurnkeepError,
 )
 from turnkeep.journal import (
+    Change,
     Delete,
     Intent,
     put_answer,
@@ -33,6 +36,7 @@ from turnkeep.model import (
     Checkpoint,
     CheckpointId,
     ContainerState,
+    MountKind,
     Origin,
     SandboxId,
     SandboxRecord,
@@ -43,8 +47,6 @@ from turnkeep.model import (
 from turnkeep.restorer.plan import Progress
 from turnkeep.runtime.container import open_container
 from turnkeep.runtime.engine import ENABLE_LABEL, ContainerEvent, state_of
-from turnkeep_store.errors import SnapshotNotFound
-from turnkeep_store.ids import SnapshotId
 
 log = structlog.get_logger()
 
@@ -136,7 +138,9 @@ class Registry:
         found_one = journal.checkpoint(ids[0]) if ids else None
         if found_one is None:
             raise CheckpointNotFound(
-                "no such checkpoint", object=f"checkpoint {checkpoint}", hint="turnkeep checkpoint list lists them"
+                "no such checkpoint",
+                object=f"checkpoint {checkpoint}",
+                hint="turnkeep checkpoint list lists them",
             )
         return found_one, None
 
@@ -172,7 +176,8 @@ class Registry:
         async with self._attaching:
             inspected = await run(self.deps.pools.engine, self.deps.engine.inspect, name)
             known = next(
-                (each for each in self.sandboxes.values() if each.record.container_id == inspected["Id"]), None
+                (each for each in self.sandboxes.values() if each.record.container_id == inspected["Id"]),
+                None,
             )
             if known is not None and known.record.attached:
                 return known, False
@@ -192,11 +197,15 @@ class Registry:
                 mounts=container.mounts,
             )
             if known is not None:
-                record = replace(known.record, name=container.name, attached=True, mounts=container.mounts, note="")
+                record = replace(
+                    known.record, name=container.name, attached=True, mounts=container.mounts, note=""
+                )
             sandbox = known or SandboxCoordinator(record, self.deps)
             sandbox.record = record
             sandbox.use(container)
-            await sandbox.record_event("attached", f"attached to {container.name}", changes=(put_sandbox(record),))
+            await sandbox.record_event(
+                "attached", f"attached to {container.name}", changes=(put_sandbox(record),)
+            )
             self.sandboxes[record.id] = sandbox
             self.deps.spawn(self._first_checkpoint(sandbox))
             # The gate has to be shut before the caller can begin a turn.
@@ -220,6 +229,10 @@ class Registry:
         await sandbox.abandon_open("the sandbox was detached")
         async with sandbox.holding():
             await sandbox.update("detached", "", record={"attached": False})
+            if sandbox.places is not None:
+                self.deps.checkpointer.host_folders.forget(
+                    place.host_path for place in sandbox.places.covered if place.mount.kind is MountKind.BIND
+                )
             if sandbox.container is not None:
                 sandbox.container.close()
                 sandbox.container = None
@@ -257,7 +270,9 @@ class Registry:
                 await sandbox.on_container_event(ContainerState.RUNNING, "")
             case "rename":
                 name = event.labels.get("name", sandbox.record.name)
-                await sandbox.on_container_event(sandbox.record.container_state, sandbox.record.note, name=name)
+                await sandbox.on_container_event(
+                    sandbox.record.container_state, sandbox.record.note, name=name
+                )
 
     async def auto_attach(self, container_id: str) -> None:
         """Attach a container that asks for it by its label; a failure is logged."""
@@ -282,7 +297,10 @@ class Registry:
             state = state_of(inspected)
             name = inspected["Name"].lstrip("/")
             if (state, name) != (sandbox.record.container_state, sandbox.record.name):
-                notes = {ContainerState.STOPPED: "its container stopped", ContainerState.PAUSED: "its container is paused"}
+                notes = {
+                    ContainerState.STOPPED: "its container stopped",
+                    ContainerState.PAUSED: "its container is paused",
+                }
                 await sandbox.on_container_event(state, notes.get(state, ""), name=name)
         if self.deps.config.auto_attach:
             for container_id in await run(self.deps.pools.engine, self.deps.engine.enabled):
@@ -350,9 +368,12 @@ class Registry:
                     for each in self.deps.journal.checkpoints(checkpoint.sandbox_id)
                     if each.parent_id == checkpoint.id
                 ]
-                changes = (Delete("checkpoint", checkpoint.id), *map(put_checkpoint, children))
+                changes: list[Change] = [Delete("checkpoint", checkpoint.id)]
+                changes += [put_checkpoint(child) for child in children]
                 details = {"checkpoint": checkpoint.id}
-                await owner.record_event("checkpoint_deleted", checkpoint.id[:12], details=details, changes=changes)
+                await owner.record_event(
+                    "checkpoint_deleted", checkpoint.id[:12], details=details, changes=changes
+                )
         return len(children)
 
     def _forget(self, snapshot_id: str) -> None:
@@ -386,7 +407,11 @@ class Registry:
         owner = self.sandboxes.get(checkpoint.sandbox_id)
         gone = owner is not None and owner.record.container_state is ContainerState.GONE
         restoring.check_new(checkpoint, original_exists=owner is not None and not gone)
-        host = SandboxCoordinator(_blank(checkpoint, new_name), self.deps) if not gone or owner is None else owner
+        host = (
+            SandboxCoordinator(_blank(checkpoint, new_name), self.deps)
+            if not gone or owner is None
+            else owner
+        )
         head_turn = wish.turn.number if wish.turn is not None else checkpoint.turn
         async with host.holding():
             intent = Intent(
@@ -446,4 +471,3 @@ def _blank(checkpoint: Checkpoint, name: str) -> SandboxRecord:
         attached_at_ns=time.time_ns(),
         head_checkpoint_id=checkpoint.id,
     )
-

@@ -117,7 +117,9 @@ async def restore(sandbox: SandboxCoordinator, wish: Wish, progress: Progress) -
         try:
             if choice.live:
                 stopped = await _stop_strays(sandbox, container, is_stateful)
-                restored = await live(sandbox, container, wish.checkpoint, full=bool(wish.full), progress=progress)
+                restored = await live(
+                    sandbox, container, wish.checkpoint, full=bool(wish.full), progress=progress
+                )
             else:
                 restored = await cold(sandbox, container, wish.checkpoint, progress)
         except Exception as error:
@@ -217,7 +219,12 @@ async def _stop_strays(
 
 
 async def live(
-    sandbox: SandboxCoordinator, container: Container, checkpoint: Checkpoint, *, full: bool, progress: Progress
+    sandbox: SandboxCoordinator,
+    container: Container,
+    checkpoint: Checkpoint,
+    *,
+    full: bool,
+    progress: Progress,
 ) -> Restored:
     """Restore a running container; the caller holds the sandbox."""
     restored, baseline = await run(
@@ -292,9 +299,7 @@ async def _cold(
     return restored
 
 
-async def finish(
-    sandbox: SandboxCoordinator, checkpoint: Checkpoint, intent: Intent, head_turn: int
-) -> None:
+async def finish(sandbox: SandboxCoordinator, checkpoint: Checkpoint, intent: Intent, head_turn: int) -> None:
     """Journal a restore as done: the checkpoint is the head, later turns branch from it."""
     at = f"turn {head_turn}" if head_turn else f"checkpoint {checkpoint.id[:12]}"
     await sandbox.update(
@@ -317,13 +322,17 @@ def _notes(wish: Wish) -> tuple[str, ...]:
     if checkpoint.fidelity is Fidelity.FILES_ONLY:
         notes.append("fidelity: files only; the processes that ran then did not come back")
     decision = turn.decision if turn is not None else None
-    if decision is not None and turn is not None and turn.checkpoint_id == checkpoint.id:
-        if checkpoint.turn != turn.number and decision.cache_path_count:
-            shown = ", ".join(decision.changed_paths[:5])
-            notes.append(
-                f"derived caches are as of turn {checkpoint.turn}, not {turn.number}:"
-                f" {decision.cache_path_count} paths ({shown})"
-            )
+    if (
+        turn is not None
+        and decision is not None
+        and checkpoint.turn != turn.number
+        and decision.cache_path_count
+    ):
+        shown = ", ".join(decision.changed_paths[:5])
+        notes.append(
+            f"derived caches are as of turn {checkpoint.turn}, not {turn.number}:"
+            f" {decision.cache_path_count} paths ({shown})"
+        )
     notes.extend(
         f"{mount.target} is not covered: {mount.reason}" for mount in checkpoint.mounts if not mount.covered
     )
@@ -377,7 +386,9 @@ def restore_new(
     deps = sandbox.deps
     image = deps.engine.image(checkpoint.image_id)
     if tuple(image["RootFS"]["Layers"]) != checkpoint.layers:
-        raise Unsupported("the image has other layers than the checkpoint", object=f"image {checkpoint.image}")
+        raise Unsupported(
+            "the image has other layers than the checkpoint", object=f"image {checkpoint.image}"
+        )
     progress("create", 0, 0)
     container_id, volumes = make_container(sandbox, checkpoint, intent.details["name"], intent.id)
     try:
@@ -426,4 +437,3 @@ def check_new(checkpoint: Checkpoint, *, original_exists: bool) -> None:
             object=f"checkpoint {checkpoint.id[:12]}",
             hint="remove the original container first",
         )
-

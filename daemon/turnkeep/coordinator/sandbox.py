@@ -17,6 +17,8 @@ from dataclasses import replace
 from typing import Any
 
 import structlog
+from turnkeep_store.errors import StoreError, StoreFull
+from turnkeep_store.ids import TreeId
 
 from turnkeep.checkpointer.capture import Capture, Inspection
 from turnkeep.checkpointer.view import Baseline
@@ -51,8 +53,6 @@ from turnkeep.model import (
 )
 from turnkeep.runtime.container import Container, open_container
 from turnkeep.runtime.places import Places
-from turnkeep_store.errors import StoreError, StoreFull
-from turnkeep_store.ids import TreeId
 
 log = structlog.get_logger()
 
@@ -341,9 +341,7 @@ class SandboxCoordinator:
             )
             return
         capture = await self._capture(inspection)
-        timings = replace(
-            timings, freeze_ns=capture.freeze_ns, captured_ns=time.monotonic_ns() - ended_ns
-        )
+        timings = replace(timings, freeze_ns=capture.freeze_ns, captured_ns=time.monotonic_ns() - ended_ns)
         # From here on the sandbox may run: who waits at the gate is told before
         # anything is written.
         self._advance(turn, state=TurnState.CAPTURED, timings=timings)
@@ -375,7 +373,9 @@ class SandboxCoordinator:
             # The disk is full, say: recovery finds the turn ended and not kept.
             log.error("failure not recorded", sandbox=self.record.name, turn=number, cause=str(unrecorded))
 
-    async def _capture(self, inspection: Inspection, before_thaw: Callable[[], None] | None = None) -> Capture:
+    async def _capture(
+        self, inspection: Inspection, before_thaw: Callable[[], None] | None = None
+    ) -> Capture:
         try:
             return await run(
                 self.deps.pools.capture,
@@ -542,7 +542,7 @@ class SandboxCoordinator:
         if state is not ContainerState.RUNNING and self.container is not None:
             self.container.close()
             self.container = None
-        fields = {"container_state": state, "name": name or self.record.name, "note": message}
+        fields: dict[str, Any] = {"container_state": state, "name": name or self.record.name, "note": message}
         if replace(self.record, **fields) != self.record:
             await self.update("container", message or state.value, record=fields)
 
@@ -636,4 +636,3 @@ def head_baseline(checkpoint: Checkpoint | None) -> Baseline:
     if checkpoint is None:
         return Baseline()
     return Baseline(TreeId(bytes.fromhex(checkpoint.tree)), checkpoint.id)
-

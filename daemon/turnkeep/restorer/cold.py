@@ -8,6 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from turnkeep_store.ids import Digest, TreeId
+from turnkeep_store.nodes import set_attributes_of
+from turnkeep_store.repository import Repository
+from turnkeep_store.restorer import Written
+from turnkeep_store.synchroniser import synchronise
+from turnkeep_store.tree import Directory, Entry
+
 from turnkeep.checkpointer.capture import Checkpointer
 from turnkeep.checkpointer.view import Baseline
 from turnkeep.errors import DigestMismatch, RestoreFailed
@@ -19,12 +26,6 @@ from turnkeep.runtime.container import Container
 from turnkeep.runtime.mountinfo import read_mountinfo
 from turnkeep.runtime.places import Place
 from turnkeep.watch.processes import sample
-from turnkeep_store.ids import Digest, TreeId
-from turnkeep_store.nodes import set_attributes_of
-from turnkeep_store.repository import Repository
-from turnkeep_store.restorer import Written
-from turnkeep_store.synchroniser import synchronise
-from turnkeep_store.tree import Directory, Entry
 
 NOT_ONE_INSTANT = (
     "what exists only while a container runs ({places}) was filled right after the start,"
@@ -209,7 +210,9 @@ def new_container_config(checkpoint: Checkpoint, volumes: Mapping[str, str]) -> 
         config.pop("Hostname")
     config.pop("MacAddress", None)
     config["Image"] = checkpoint.image_id
-    host = {key: value for key, value in stored["HostConfig"].items() if key not in ("ContainerIDFile", "Links")}
+    host = {
+        key: value for key, value in stored["HostConfig"].items() if key not in ("ContainerIDFile", "Links")
+    }
     binds = []
     for bind in host.get("Binds") or ():
         source, _, rest = bind.partition(":")
@@ -239,7 +242,9 @@ def unstarted_places(inspected: Mapping[str, Any], checkpoint: Checkpoint) -> li
         )
     mounts = {mount.target: mount for mount in checkpoint.mounts if mount.covered}
     layers = tuple(data["LowerDir"].split(":"))
-    excluded = frozenset(os.fsencode(mount.target.lstrip("/")) for mount in checkpoint.mounts if mount.target != "/")
+    excluded = frozenset(
+        os.fsencode(mount.target.lstrip("/")) for mount in checkpoint.mounts if mount.target != "/"
+    )
     places = [
         Place(slot=ROOTFS, mount=mounts["/"], host_path=data["UpperDir"], exclude=excluded, layers=layers)
     ]
@@ -247,6 +252,10 @@ def unstarted_places(inspected: Mapping[str, Any], checkpoint: Checkpoint) -> li
         target = mount["Destination"]
         if mount["Type"] in ("volume", "bind") and target in mounts:
             places.append(
-                Place(slot=slot_name(os.fsencode(target)), mount=replace(mounts[target]), host_path=mount["Source"])
+                Place(
+                    slot=slot_name(os.fsencode(target)),
+                    mount=replace(mounts[target]),
+                    host_path=mount["Source"],
+                )
             )
     return places

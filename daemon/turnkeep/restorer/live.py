@@ -6,6 +6,14 @@ import os
 import time
 from collections.abc import Callable
 
+from turnkeep_store.chunks import read_extents
+from turnkeep_store.diff import diff
+from turnkeep_store.ids import TreeId
+from turnkeep_store.nodes import set_attributes_of, write_segments
+from turnkeep_store.repository import Repository
+from turnkeep_store.restorer import Source, Written, apply_difference
+from turnkeep_store.tree import Entry
+
 from turnkeep.checkpointer.capture import Checkpointer
 from turnkeep.checkpointer.view import Baseline
 from turnkeep.errors import RestoreFailed
@@ -15,13 +23,6 @@ from turnkeep.restorer.plan import Progress, Restored, check_digest
 from turnkeep.runtime.container import Container, kill_processes
 from turnkeep.runtime.places import Place, open_root
 from turnkeep.watch.processes import Process, sample
-from turnkeep_store.chunks import read_extents
-from turnkeep_store.diff import diff
-from turnkeep_store.ids import TreeId
-from turnkeep_store.nodes import set_attributes_of, write_segments
-from turnkeep_store.repository import Repository
-from turnkeep_store.restorer import Source, Written, apply_difference
-from turnkeep_store.tree import Entry
 
 _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.001

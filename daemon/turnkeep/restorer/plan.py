@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from turnkeep.errors import DigestMismatch
-from turnkeep.model import Checkpoint, ContainerState
-from turnkeep.paths import display
 from turnkeep_store.diff import diff
 from turnkeep_store.ids import TreeId
 from turnkeep_store.repository import Repository
 from turnkeep_store.restorer import Written
+
+from turnkeep.errors import DigestMismatch
+from turnkeep.model import Checkpoint, ContainerState
+from turnkeep.paths import display
 
 Progress = Callable[[str, int, int], None]
 """Called with a phase, the units done, and the units in all (0: unknown)."""
@@ -43,9 +44,7 @@ class Choice:
     reason: str
 
 
-def choose(
-    state: ContainerState, *, init_is_stateful: bool, wanted_live: bool | None
-) -> Choice:
+def choose(state: ContainerState, *, init_is_stateful: bool, wanted_live: bool | None) -> Choice:
     """Decide between live and cold. `wanted_live` is the caller's wish, None for none."""
     if state is not ContainerState.RUNNING:
         return Choice(False, "the container does not run")

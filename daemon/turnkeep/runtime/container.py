@@ -8,13 +8,14 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from turnkeep_store.layers import LayerView
+
 from turnkeep.errors import ContainerNotRunning, Unsupported
 from turnkeep.model import ContainerState, Mount
 from turnkeep.runtime.cgroup import Cgroup, find_cgroup
 from turnkeep.runtime.engine import Engine, state_of
 from turnkeep.runtime.freezer import Freezer, Frozen
 from turnkeep.runtime.places import Place, Places, find_places
-from turnkeep_store.layers import LayerView
 
 
 class Container:
@@ -136,7 +137,9 @@ def open_container(
     layers = engine.image(inspected["Image"])["RootFS"]["Layers"]
     if state is ContainerState.STOPPED:
         if known_places is None:
-            raise ContainerNotRunning("it does not run", object=f"container {name}", hint=f"docker start {name}")
+            raise ContainerNotRunning(
+                "it does not run", object=f"container {name}", hint=f"docker start {name}"
+            )
         return Container(inspected, _on_disk(known_places), None, freezer, layers)
     _refuse_remapped(inspected["State"]["Pid"], name)
     places = find_places(inspected, _shared_volumes(engine, inspected))
@@ -213,4 +216,3 @@ def kill_processes(container: Container, spare: Callable[[int], bool]) -> list[i
             finally:
                 os.close(fd)
     return killed
-

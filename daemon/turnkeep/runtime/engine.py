@@ -60,12 +60,12 @@ class Engine:
     def version(self) -> dict[str, Any]:
         """Return the engine's version information."""
         with _errors("engine"):
-            return cast("dict[str, Any]", self._client.version())
+            return self._client.version()
 
     def info(self) -> dict[str, Any]:
         """Return the engine's system information."""
         with _errors("engine"):
-            return cast("dict[str, Any]", self._client.info())
+            return self._client.info()
 
     def inspect(self, container: str) -> dict[str, Any]:
         """Return what the engine knows of a container.
@@ -79,7 +79,7 @@ class Engine:
     def image(self, image_id: str) -> dict[str, Any]:
         """Return what the engine knows of an image."""
         with _errors(f"image {image_id[:19]}"):
-            return cast("dict[str, Any]", self._client.api.inspect_image(image_id))
+            return cast("dict[str, Any]", self._client.api.inspect_image(image_id))  # type: ignore[no-untyped-call]
 
     def enabled(self) -> list[str]:
         """Return the ids of running containers that ask to be attached by their label."""
@@ -90,7 +90,7 @@ class Engine:
     def volume(self, name: str) -> dict[str, Any]:
         """Return what the engine knows of a volume."""
         with _errors(f"volume {name}"):
-            return cast("dict[str, Any]", self._client.api.inspect_volume(name))
+            return self._client.api.inspect_volume(name)
 
     def volume_users(self, name: str) -> list[str]:
         """Return the ids of all containers, stopped ones included, that mount a volume."""
@@ -114,7 +114,9 @@ class Engine:
         Raises:
             Conflict: the name is taken.
         """
-        api = self._client.api
+        # The SDK builds configurations from its own arguments; what the engine
+        # gave us is taken as it is. The stubs do not list these methods.
+        api: Any = self._client.api
         with _errors(name):
             answer = api._post_json(api._url("/containers/create"), params={"name": name}, data=dict(config))
             return cast("str", api._result(answer, True)["Id"])
@@ -159,7 +161,12 @@ class Engine:
         # A client of its own: the stream has no time limit, and closing it must
         # not disturb calls in flight.
         with _errors("engine"):
-            client = docker.DockerClient(self._host, timeout=None) if self._host else docker.from_env(timeout=None)  # type: ignore[arg-type]
+            # The stubs do not know that None means no limit.
+            unlimited: Any = None
+            if self._host:
+                client = docker.DockerClient(self._host, timeout=unlimited)
+            else:
+                client = docker.from_env(timeout=unlimited)
             for event in client.api.events(decode=True, filters={"type": "container"}):
                 actor = event.get("Actor", {})
                 yield ContainerEvent(
@@ -201,7 +208,9 @@ def _errors(what: str) -> Iterator[None]:
             raise Conflict(message, object=what) from error
         raise EngineUnavailable(f"the engine refused: {message}", object=what) from error
     except (DockerException, requests.RequestException, OSError) as error:
-        raise EngineUnavailable(f"the Docker Engine does not answer: {_short(error)}", object=what, hint=_HINT) from error
+        raise EngineUnavailable(
+            f"the Docker Engine does not answer: {_short(error)}", object=what, hint=_HINT
+        ) from error
 
 
 def _short(error: BaseException) -> str:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from turnkeep_store.beneath import O_PATH_NOFOLLOW, open_beneath
+
 from turnkeep.errors import SandboxGone, Unsupported
 from turnkeep.model import Mount, MountKind
 from turnkeep.paths import ROOTFS, slot_name
 from turnkeep.runtime.engine import BINDS_LABEL
 from turnkeep.runtime.mountinfo import MountPoint, read_mountinfo, split_layers
-from turnkeep_store.beneath import O_PATH_NOFOLLOW, open_beneath
 
 _PSEUDO = frozenset(
     b"proc sysfs cgroup cgroup2 devpts mqueue securityfs debugfs tracefs bpf pstore configfs efivarfs".split()
@@ -189,7 +190,9 @@ def _place(
 def _below(target: bytes, visible: Mapping[bytes, MountPoint]) -> frozenset[bytes]:
     """Return the mounts below a mount, relative to it."""
     prefix = target.rstrip(b"/") + b"/"
-    return frozenset(other[len(prefix) :] for other in visible if other.startswith(prefix) and other != target)
+    return frozenset(
+        other[len(prefix) :] for other in visible if other.startswith(prefix) and other != target
+    )
 
 
 def _rootfs(root: MountPoint, inspected: Mapping[str, Any], visible: Mapping[bytes, MountPoint]) -> Place:
@@ -227,9 +230,15 @@ def overlay_dirs(root: MountPoint, data: Mapping[str, str], name: str) -> tuple[
     """
     upper = os.fsdecode(root.super_option(b"upperdir") or b"")
     lowers = [os.fsdecode(part) for part in split_layers(root.super_option(b"lowerdir") or b"")]
-    lowers += [os.fsdecode(part[len(b"lowerdir+=") :]) for part in root.super_options if part.startswith(b"lowerdir+=")]
+    lowers += [
+        os.fsdecode(part[len(b"lowerdir+=") :])
+        for part in root.super_options
+        if part.startswith(b"lowerdir+=")
+    ]
     if not upper:
-        raise Unsupported("its root file system is read-only or has no upper layer", object=f"container {name}")
+        raise Unsupported(
+            "its root file system is read-only or has no upper layer", object=f"container {name}"
+        )
     engines = data.get("UpperDir", "")
     if not os.path.isabs(upper):
         if not engines:
@@ -239,6 +248,7 @@ def overlay_dirs(root: MountPoint, data: Mapping[str, str], name: str) -> tuple[
         lowers = [lower if os.path.isabs(lower) else str(base / lower) for lower in lowers]
     if engines and not os.path.samefile(upper, engines):
         raise Unsupported(
-            f"the kernel says its upper layer is {upper}, the engine says {engines}", object=f"container {name}"
+            f"the kernel says its upper layer is {upper}, the engine says {engines}",
+            object=f"container {name}",
         )
     return upper, lowers

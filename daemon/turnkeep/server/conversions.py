@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from turnkeep_store.diff import Delta
+from turnkeep_store.tree import Entry, NodeType
+
 from turnkeep.api.v1 import turnkeep_pb2 as pb
 from turnkeep.model import (
     Checkpoint,
@@ -20,8 +23,6 @@ from turnkeep.model import (
     TurnState,
 )
 from turnkeep.paths import inside
-from turnkeep_store.diff import Delta
-from turnkeep_store.tree import Entry, NodeType
 
 _CONTAINER_STATES = {
     ContainerState.RUNNING: pb.CONTAINER_STATE_RUNNING,
@@ -62,6 +63,7 @@ def sandbox_message(
         stored_bytes=stored_bytes,
         note=record.note,
         open_turn=open_turn,
+        head_turn=record.head_turn,
     )
 
 
@@ -215,9 +217,8 @@ def policy_from(message: pb.RetentionPolicy) -> RetentionPolicy:
     )
 
 
-def state_from(value: int) -> TurnState:
+def state_from(value: pb.TurnState.ValueType) -> TurnState:
     """Return the state to wait for; DURABLE where none is named."""
     if value == pb.TURN_STATE_UNSPECIFIED:
         return TurnState.DURABLE
     return TurnState(pb.TurnState.Name(value).removeprefix("TURN_STATE_"))
-

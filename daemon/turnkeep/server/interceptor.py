@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -15,15 +15,20 @@ from turnkeep.server.status import rich_status, translate
 
 log = structlog.get_logger()
 
+if TYPE_CHECKING:
+    _Interceptor = grpc.aio.ServerInterceptor[Any, Any]  # generic in the stubs only
+else:
+    _Interceptor = grpc.aio.ServerInterceptor
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
+
+class ErrorInterceptor(_Interceptor):
     """Aborts calls that raise with the status that stands for the error."""
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> grpc.RpcMethodHandler[Any, Any]:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or not method.startswith("/turnkeep."):
@@ -36,9 +41,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return handler
 
 
-def _replaced(handler: Any, kind: str, behaviour: Any) -> grpc.RpcMethodHandler:
+def _replaced(handler: Any, kind: str, behaviour: Any) -> grpc.RpcMethodHandler[Any, Any]:
     make = getattr(grpc, f"{kind}_rpc_method_handler")
-    made: grpc.RpcMethodHandler = make(
+    made: grpc.RpcMethodHandler[Any, Any] = make(
         behaviour,
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
@@ -48,7 +53,7 @@ def _replaced(handler: Any, kind: str, behaviour: Any) -> grpc.RpcMethodHandler:
 
 def _wrap_unary(behaviour: Any, method: str) -> Any:
     @functools.wraps(behaviour)
-    async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             return await behaviour(request, context)
         except Exception as error:
@@ -59,7 +64,7 @@ def _wrap_unary(behaviour: Any, method: str) -> Any:
 
 def _wrap_stream(behaviour: Any, method: str) -> Any:
     @functools.wraps(behaviour)
-    async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
             async for message in behaviour(request, context):
                 yield message
@@ -69,10 +74,10 @@ def _wrap_stream(behaviour: Any, method: str) -> Any:
     return call
 
 
-async def _abort(error: Exception, method: str, context: grpc.aio.ServicerContext) -> None:
+async def _abort(error: Exception, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
     if isinstance(error, (grpc.aio.AbortError, asyncio.CancelledError)):
         raise error
     known = translate(error)
     if isinstance(known, InternalError):
         log.error("call failed unexpectedly", method=method, exc_info=error)
-    await context.abort_with_status(rich_status(known))
+    await context.abort_with_status(rich_status(known))  # type: ignore[attr-defined]  # the stubs lack it

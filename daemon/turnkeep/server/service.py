@@ -9,6 +9,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from turnkeep_store.diff import Delta, diff
+from turnkeep_store.errors import SnapshotNotFound
+from turnkeep_store.ids import SnapshotId, TreeId
+
 from turnkeep import maintenance
 from turnkeep.api.v1 import turnkeep_pb2 as pb
 from turnkeep.api.v1 import turnkeep_pb2_grpc as pb_grpc
@@ -16,15 +20,12 @@ from turnkeep.coordinator.deps import run
 from turnkeep.coordinator.registry import Registry
 from turnkeep.coordinator.restore import Outcome, Wish
 from turnkeep.coordinator.sandbox import SandboxCoordinator
-from turnkeep.errors import Conflict, InvalidRequest, TurnNotFound, TurnkeepError
+from turnkeep.errors import Conflict, InvalidRequest, TurnkeepError, TurnNotFound
 from turnkeep.harness_state import read_state, store_state
 from turnkeep.journal import put_answer
 from turnkeep.model import Checkpoint, Event, HarnessState, SandboxId, Turn, TurnNumber
 from turnkeep.runtime.engine import kernel_release
 from turnkeep.server import conversions as convert
-from turnkeep_store.diff import Delta, diff
-from turnkeep_store.errors import SnapshotNotFound
-from turnkeep_store.ids import SnapshotId, TreeId
 
 T = TypeVar("T")
 
@@ -152,7 +153,7 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
         messages: AsyncIterator[pb.PutTurnStateRequest],
     ) -> tuple[HarnessState, int]:
         """Feed a thread that chunks, compresses and stores with what arrives, a few pieces ahead."""
-        pieces: queue.Queue[bytes | None | Exception] = queue.Queue(maxsize=8)
+        pieces: queue.Queue[bytes | Exception | None] = queue.Queue(maxsize=8)
 
         def received() -> Iterator[bytes]:
             while (piece := pieces.get()) is not None:
@@ -173,7 +174,7 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
             )
         )
 
-        async def feed(piece: bytes | None | Exception) -> None:
+        async def feed(piece: bytes | Exception | None) -> None:
             while not storing.done():
                 try:
                     pieces.put_nowait(piece)
@@ -246,7 +247,9 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
     ) -> AsyncIterator[pb.RestoreSandboxResponse]:
         kept = self._deps.journal.answer(request.request_id) if request.request_id else None
         if kept is not None:
-            yield pb.RestoreSandboxResponse(result=await self._with_state(pb.RestoreResult.FromString(bytes.fromhex(kept["result"]))))
+            yield pb.RestoreSandboxResponse(
+                result=await self._with_state(pb.RestoreResult.FromString(bytes.fromhex(kept["result"])))
+            )
             return
 
         async def work(progress: Callable[[str, int, int], None]) -> pb.RestoreResult:
@@ -312,7 +315,8 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
         turn = owner.turn(result.turn)
         if turn.harness_state is not None:
             pieces = await run(
-                self._deps.pools.commit, lambda: b"".join(read_state(self._deps.repository, turn.harness_state))  # type: ignore[arg-type]
+                self._deps.pools.commit,
+                lambda: b"".join(read_state(self._deps.repository, turn.harness_state)),  # type: ignore[arg-type]
             )
             result.harness_state = pieces
             result.has_harness_state = True
@@ -351,28 +355,48 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
         arriving: asyncio.Queue[Event | None] = asyncio.Queue(_EVENTS_QUEUED)
 
         def deliver(event: Event) -> None:
-            # A reader too slow for the queue loses its place, not its events:
-            # they are in the journal, and the gap in the numbers shows it.
+            # What a slow reader's queue has no room for is read from the journal
+            # when its turn comes: nothing is left out.
             if not arriving.full():
                 arriving.put_nowait(event)
 
         self._watches.add(arriving)
-        unsubscribe = self._deps.journal.subscribe(lambda event: loop.call_soon_threadsafe(deliver, event))
+
+        def hand_over(event: Event) -> None:
+            loop.call_soon_threadsafe(deliver, event)
+
+        unsubscribe = self._deps.journal.subscribe(hand_over)
         try:
             seen = request.after_sequence
-            if seen:
-                while found := await run(self._deps.pools.journal, self._deps.journal.events, seen, wanted):
-                    for event in found:
-                        seen = event.sequence
-                        yield convert.event_message(event)
+            if request.HasField("after_sequence"):
+                async for past in self._past(seen, wanted, None):
+                    seen = past.sequence
+                    yield past
+            if request.past_only:
+                return
             # Tell the caller that the subscription stands before anything happens.
             await context.send_initial_metadata(())
             while (event := await arriving.get()) is not None:
+                if event.sequence > seen + 1 and seen:
+                    async for missed in self._past(seen, wanted, event.sequence):
+                        yield missed
                 if event.sequence > seen and wanted in (None, event.sandbox_id):
                     yield convert.event_message(event)
+                seen = max(seen, event.sequence)
         finally:
             unsubscribe()
             self._watches.discard(arriving)
+
+    async def _past(
+        self, after: int, sandbox_id: SandboxId | None, before: int | None
+    ) -> AsyncIterator[pb.WatchEventsResponse]:
+        """Yield recorded events after one sequence number and before another."""
+        while found := await run(self._deps.pools.journal, self._deps.journal.events, after, sandbox_id):
+            for event in found:
+                if before is not None and event.sequence >= before:
+                    return
+                yield convert.event_message(event)
+                after = event.sequence
 
     async def PruneStore(
         self, request: pb.PruneStoreRequest, context: Any
@@ -522,4 +546,3 @@ def _bound(name: str, value: str) -> None:
 
 def _seconds(milliseconds: int, default_s: float) -> float:
     return min(milliseconds / 1000, MAX_TIMEOUT_S) if milliseconds else default_s
-

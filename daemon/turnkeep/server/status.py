@@ -6,6 +6,7 @@ import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+from turnkeep_store import errors as store
 
 from turnkeep.errors import (
     CaptureFailed,
@@ -29,7 +30,6 @@ from turnkeep.errors import (
     Unsupported,
     WaitTimeout,
 )
-from turnkeep_store import errors as store
 
 DOMAIN = "turnkeep"
 
@@ -62,7 +62,9 @@ def translate(error: BaseException) -> TurnkeepError:
         case TurnkeepError():
             return error
         case store.StoreFull():
-            return ResourceExhausted(str(error), object="store", hint="make room under the state directory, or prune")
+            return ResourceExhausted(
+                str(error), object="store", hint="make room under the state directory, or prune"
+            )
         case store.Damaged() | store.BlobNotFound():
             return StoreDamaged(str(error), object="store", hint="turnkeep check says what is affected")
         case store.LimitExceeded():
@@ -77,11 +79,12 @@ def translate(error: BaseException) -> TurnkeepError:
             return StoreDamaged(str(error), object="store", hint="is the disk in order?")
         case _:
             return InternalError(
-                f"unexpected {type(error).__name__}", hint="a defect of Turnkeep: the daemon's log has the details"
+                f"unexpected {type(error).__name__}",
+                hint="a defect of Turnkeep: the daemon's log has the details",
             )
 
 
-def rich_status(error: TurnkeepError) -> rpc_status._Status:
+def rich_status(error: TurnkeepError) -> grpc.Status:
     """Return the status to abort a call with: code, message, and google.rpc details."""
     code = next(_CODES[cls] for cls in type(error).__mro__ if cls in _CODES)
     info = error_details_pb2.ErrorInfo(
@@ -90,4 +93,5 @@ def rich_status(error: TurnkeepError) -> rpc_status._Status:
     detail = AnyMessage()
     detail.Pack(info)
     message = status_pb2.Status(code=code.value[0], message=error.message, details=[detail])
-    return rpc_status.to_status(message)
+    made: grpc.Status = rpc_status.to_status(message)
+    return made

@@ -114,9 +114,7 @@ class Activity:
         return tuple(f"{process} ({what})" for what, group in kinds for process in group)
 
 
-def activity(
-    before: ProcessSample, after: ProcessSample, is_stateful: Callable[[Process], bool]
-) -> Activity:
+def activity(before: ProcessSample, after: ProcessSample, is_stateful: Callable[[Process], bool]) -> Activity:
     """Compare a sample taken inside a freeze with one taken after the thaw."""
     born, ran = [], []
     for identity, process in after.processes.items():
@@ -140,14 +138,15 @@ def _ran(before: Process, after: Process) -> bool:
         return True
     for thread_id, thread in after.threads.items():
         earlier = before.threads[thread_id]
-        if thread.switches - earlier.switches > THAW_SWITCHES or thread.run_ns - earlier.run_ns > _RUN_SLACK_NS:
+        if (
+            thread.switches - earlier.switches > THAW_SWITCHES
+            or thread.run_ns - earlier.run_ns > _RUN_SLACK_NS
+        ):
             return True
     return False
 
 
-def quiet_since(
-    before: ProcessSample, frozen: ProcessSample, is_stateful: Callable[[Process], bool]
-) -> bool:
+def quiet_since(before: ProcessSample, frozen: ProcessSample, is_stateful: Callable[[Process], bool]) -> bool:
     """Whether nothing in the sandbox can have written a file between the samples.
 
     `frozen` was taken inside the freeze. True only if no process came or went,

@@ -7,13 +7,14 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from turnkeep.watch.scan import WHITEOUT, Status, status_of
 from turnkeep_store.archiver import Segments
 from turnkeep_store.beneath import O_PATH_NOFOLLOW, open_beneath
 from turnkeep_store.errors import UnsafePath
 from turnkeep_store.nodes import entry_of, is_opaque, read_segments
 from turnkeep_store.overlay import RawChange
 from turnkeep_store.tree import Entry, Extent, NodeType
+
+from turnkeep.watch.scan import WHITEOUT, Status, status_of
 
 StoreContent = Callable[[Iterable[tuple[int, bytes]], int], tuple[Extent, ...]]
 """Puts a file's content somewhere and returns what an entry says of it."""
@@ -126,4 +127,3 @@ def sync_mapped(root_fd: int, paths: Iterable[bytes]) -> None:
             continue
         finally:
             os.close(fd)
-

@@ -14,9 +14,10 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from turnkeep.errors import ResourceExhausted
 from turnkeep_store.beneath import O_DIRECTORY_READ, open_beneath
 from turnkeep_store.errors import UnsafePath
+
+from turnkeep.errors import ResourceExhausted
 
 Status = tuple[int, int, int, int, int, int, int, int, int]
 """(mode, inode, ctime_ns, mtime_ns, size, uid, gid, rdev, links)."""

@@ -272,6 +272,7 @@ class Sandbox(_message.Message):
     STORED_BYTES_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
     OPEN_TURN_FIELD_NUMBER: _builtins.int
+    HEAD_TURN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Turnkeep's own id, stable across renames and new containers."""
     name: _builtins.str
@@ -296,6 +297,8 @@ class Sandbox(_message.Message):
     """What a person should know: a pause, a restart, a refused mount."""
     open_turn: _builtins.int
     """The number of the turn that is open; 0 if none is."""
+    head_turn: _builtins.int
+    """The number of the turn that its present state descends from; 0 if none."""
     @_builtins.property
     def mounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mount]:
         """What is covered and what is not."""
@@ -321,10 +324,11 @@ class Sandbox(_message.Message):
         stored_bytes: _builtins.int = ...,
         note: _builtins.str = ...,
         open_turn: _builtins.int = ...,
+        head_turn: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["turns", b"turns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "attached_at_ns", b"attached_at_ns", "container_id", b"container_id", "container_state", b"container_state", "head_checkpoint_id", b"head_checkpoint_id", "id", b"id", "image_id", b"image_id", "last_turn", b"last_turn", "mounts", b"mounts", "name", b"name", "note", b"note", "open_turn", b"open_turn", "stored_bytes", b"stored_bytes", "turns", b"turns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "attached_at_ns", b"attached_at_ns", "container_id", b"container_id", "container_state", b"container_state", "head_checkpoint_id", b"head_checkpoint_id", "head_turn", b"head_turn", "id", b"id", "image_id", b"image_id", "last_turn", b"last_turn", "mounts", b"mounts", "name", b"name", "note", b"note", "open_turn", b"open_turn", "stored_bytes", b"stored_bytes", "turns", b"turns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -687,7 +691,7 @@ class Checkpoint(_message.Message):
     stored_bytes: _builtins.int
     """Bytes it added to the store, compressed."""
     origin: _builtins.str
-    """Why it was taken: "attach", "turn", "manual", "before-restore", "detach"."""
+    """Why it was taken: "attach", "turn", "manual" or "before-restore"."""
     is_head: _builtins.bool
     """Whether a sandbox's present state descends from it directly."""
     image: _builtins.str
@@ -1849,21 +1853,29 @@ class WatchEventsRequest(_message.Message):
 
     SANDBOX_FIELD_NUMBER: _builtins.int
     AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    PAST_ONLY_FIELD_NUMBER: _builtins.int
     sandbox: _builtins.str
     """Sandbox id, container name or container id; empty for all."""
     after_sequence: _builtins.int
-    """Events after this sequence number come first; 0 for only new ones."""
+    """Events after this sequence number come first, 0 for all of them; only new
+    ones when unset.
+    """
+    past_only: _builtins.bool
+    """End after what has happened so far instead of following."""
     def __init__(
         self,
         *,
         sandbox: _builtins.str = ...,
-        after_sequence: _builtins.int = ...,
+        after_sequence: _builtins.int | None = ...,
+        past_only: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "after_sequence", b"after_sequence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "sandbox", b"sandbox"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "after_sequence", b"after_sequence", "past_only", b"past_only", "sandbox", b"sandbox"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__after_sequence: _TypeAlias = _typing.Literal["after_sequence"]  # noqa: Y015
+    _WhichOneofArgType__after_sequence: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after_sequence) -> _WhichOneofReturnType__after_sequence | None: ...
 
 Global___WatchEventsRequest: _TypeAlias = WatchEventsRequest  # noqa: Y015
 
@@ -1888,6 +1900,7 @@ class WatchEventsResponse(_message.Message):
     kind: _builtins.str
     """"attached", "detached", "turn_begun", "turn_ended", "classified",
     "captured", "durable", "skipped", "restored", "failed", "container", …
+    (docs/operations.md lists them).
     """
     sandbox_id: _builtins.str
     """The sandbox's id; empty if it is about the daemon."""

@@ -5,7 +5,7 @@ import warnings
 
 from turnkeep.api.v1 import turnkeep_pb2 as turnkeep_dot_api_dot_v1_dot_turnkeep__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class TurnkeepStub:
+class TurnkeepStub(object):
     """Watches sandboxes, brackets turns, takes checkpoints and restores them.
     """
 
@@ -137,7 +137,7 @@ class TurnkeepStub:
                 _registered_method=True)
 
 
-class TurnkeepServicer:
+class TurnkeepServicer(object):
     """Watches sandboxes, brackets turns, takes checkpoints and restores them.
     """
 
@@ -396,7 +396,7 @@ def add_TurnkeepServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Turnkeep:
+class Turnkeep(object):
     """Watches sandboxes, brackets turns, takes checkpoints and restores them.
     """
 

@@ -1,0 +1,1 @@
+"""The whole of Turnkeep against a real engine and real containers."""

@@ -1,0 +1,207 @@
+"""A daemon of the test's own, sandboxes, and an independent look at their files."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import docker
+import turnkeep
+from docker.models.containers import Container
+from turnkeep.client.sync import Client, Sandbox
+from turnkeep.client.values import TurnInfo
+from turnkeep.runtime.cgroup import find_cgroup
+
+TURNKEEP = str(Path(sys.executable).with_name("turnkeep"))
+
+LIMIT_S = 120.0
+"""How long anything may take on a slow, loaded machine before a test calls it a hang."""
+
+# Everything about every file that a restore has to bring back, seen from inside
+# the container by a program that shares no code with Turnkeep. Left out: access
+# and change times, which no restore can set, and folders' modification times.
+LOOK = r"""
+import hashlib, json, os, stat, sys
+found = {}
+skip = tuple(sys.argv[2:])
+def look(path):
+    st = os.lstat(path)
+    kind = stat.S_IFMT(st.st_mode)
+    entry = [oct(st.st_mode), st.st_uid, st.st_gid]
+    if kind != stat.S_IFDIR:
+        entry += [st.st_mtime_ns, st.st_nlink]
+    if kind in (stat.S_IFCHR, stat.S_IFBLK):
+        entry.append(st.st_rdev)
+    if kind == stat.S_IFREG:
+        with open(path, "rb") as file:
+            entry += [st.st_size, hashlib.sha256(file.read()).hexdigest()]
+    if kind == stat.S_IFLNK:
+        entry.append(os.fsencode(os.readlink(path)).hex())
+    try:
+        entry.append({n: os.getxattr(path, n, follow_symlinks=False).hex()
+                      for n in sorted(os.listxattr(path, follow_symlinks=False))})
+    except OSError:
+        pass
+    found[os.fsencode(path).hex()] = entry
+for top in sys.argv[1].split(":"):
+    device = os.lstat(top).st_dev
+    look(top)
+    for folder, folders, files in os.walk(top):
+        folders[:] = [f for f in folders if os.lstat(os.path.join(folder, f)).st_dev == device
+                      and os.path.join(folder, f) not in skip]
+        for name in folders + files:
+            path = os.path.join(folder, name)
+            if not path.startswith(skip) if skip else True:
+                look(path)
+json.dump(found, sys.stdout)
+"""
+
+
+class Daemon:
+    """A `turnkeep serve` process with a private state directory and socket."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder = folder
+        self.state = folder / "state"
+        self.address = f"unix://{folder}/turnkeep.sock"
+        self.environment = {
+            **os.environ,
+            "TURNKEEP_ADDRESS": self.address,
+            "TURNKEEP_STATE_DIR": str(self.state),
+            "TURNKEEP_CONFIG": str(folder / "turnkeep.toml"),
+            **environment,
+        }
+        self.configure("auto_attach = false")
+        self.log = folder / "daemon.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def configure(self, text: str) -> None:
+        """Write the configuration that the next start reads."""
+        (self.folder / "turnkeep.toml").write_text(text + "\n")
+
+    def start(self) -> None:
+        """Start it and wait until it serves."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [TURNKEEP, "serve", "--log-format", "json"],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        wait_until(self._answers, "the daemon serves", lambda: self.log.read_text()[-3000:])
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise AssertionError(f"the daemon ended: {self.log.read_text()[-3000:]}")
+        try:
+            with self.connect(retry_s=0) as tk:
+                tk.status()
+        except turnkeep.DaemonUnavailable:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """End it with SIGTERM; return its exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+        return self.process.wait(LIMIT_S)
+
+    def connect(self, **options: Any) -> Client:
+        """Return a client of it."""
+        return turnkeep.connect(self.address, **options)
+
+    def cli(self, *arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command of the CLI."""
+        return subprocess.run(
+            [TURNKEEP, *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=check,
+            timeout=LIMIT_S,
+            **options,
+        )
+
+    def events(self) -> list[Mapping[str, Any]]:
+        """Return what the daemon logged."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+
+class Box:
+    """A sandbox container of the test's own."""
+
+    def __init__(self, container: Container) -> None:
+        self.container = container
+        self.name: str = container.name or ""
+
+    def sh(self, command: str, *, check: bool = True, user: str = "") -> str:
+        """Run a shell command in it, return its output."""
+        code, output = self.container.exec_run(["bash", "-c", command], user=user)
+        text = output.decode(errors="backslashreplace")
+        assert not check or code == 0, f"{command!r} exited with {code}: {text}"
+        return text
+
+    def look(self, tops: str = "/", skip: str = "/proc /sys /tmp/look") -> dict[str, Any]:
+        """Return everything about every file, as an independent program sees it."""
+        code, output = self.container.exec_run(["python3", "-B", "-c", LOOK, tops, *skip.split()], demux=True)
+        assert code == 0, output
+        found: dict[str, Any] = json.loads(output[0])
+        return found
+
+    def state(self) -> Mapping[str, Any]:
+        """Return what the engine says of its state."""
+        self.container.reload()
+        state: Mapping[str, Any] = self.container.attrs["State"]
+        return state
+
+    def freezer(self) -> str:
+        """Return "FROZEN" or "THAWED"."""
+        cgroup = find_cgroup(self.state()["Pid"], self.container.id or "")
+        return "FROZEN" if cgroup.is_frozen() else "THAWED"
+
+
+def turn(box: Box, sandbox: Sandbox, command: str, *, wait: bool = True, **options: Any) -> TurnInfo:
+    """Run one command as a turn and wait until it is kept."""
+    with sandbox.turn(label=command[:100], **options) as open_turn:
+        box.sh(command)
+    return open_turn.wait() if wait else open_turn.info
+
+
+def wait_until(condition: Callable[[], Any], what: str, detail: Callable[[], str] = str) -> Any:
+    """Wait for a condition that another process brings about; fail when it does not for long."""
+    deadline = time.monotonic() + LIMIT_S
+    with selectors.DefaultSelector() as pause:
+        while True:
+            value = condition()
+            if value:
+                return value
+            assert time.monotonic() < deadline, f"not within {LIMIT_S:g} s: {what} {detail()}"
+            pause.select(0.01)
+
+
+def make_box(engine: docker.DockerClient, image: str, **options: Any) -> Box:
+    """Start a sandbox."""
+    settings: dict[str, Any] = {"network_mode": "none", "init": True, **options}
+    name = settings.pop("name", f"turnkeep-test-{uuid.uuid4().hex[:8]}")
+    command = settings.pop("command", ["sleep", "infinity"])
+    container = engine.containers.run(image, command, detach=True, name=name, **settings)
+    return Box(container)

@@ -1,0 +1,57 @@
+"""Fixtures of the file tests. They mount, so they need root."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from turnkeep.config import Limits
+from turnkeep_store.repository import Repository
+
+from .overlays import Step, build_image
+from .sandboxes import Overlay, Sandbox
+
+MakeSandbox = Callable[..., Sandbox]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() == 0 or os.environ.get("CI"):
+        return
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason="mounts overlays, which needs root"))
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Repository]:
+    """An empty repository."""
+    with Repository.create(tmp_path / "repository") as repository:
+        yield repository
+
+
+@pytest.fixture
+def make_sandbox(tmp_path: Path, repository: Repository) -> Iterator[MakeSandbox]:
+    """Make sandboxes, mounted: `make_sandbox(steps)` on an image of those layers, or on another's image."""
+    with ExitStack() as stack:
+        made = 0
+
+        def make(
+            image: Sequence[Step] | Sandbox = (), *, limits: Limits | None = None
+        ) -> Sandbox:
+            nonlocal made
+            made += 1
+            folder = tmp_path / f"sandbox{made}"
+            if isinstance(image, Sandbox):
+                layers = list(image.overlay.layers)
+            else:
+                layers = build_image(folder / "image", image)
+            overlay = Overlay(folder, layers)
+            sandbox = Sandbox(overlay, repository, limits)
+            stack.callback(sandbox.close)
+            overlay.mount()
+            return sandbox
+
+        yield make
