@@ -7,7 +7,7 @@ import enum
 import functools
 import types
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -35,7 +35,7 @@ def from_json(cls: type[Any], value: Mapping[str, Any]) -> Any:
     """
     if not isinstance(value, Mapping):
         raise ValueError(f"{cls.__name__} expects an object, not {type(value).__name__}")
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # mypy: a class may have an unhashable metaclass
     arguments = {}
     for item in dataclasses.fields(cls):
         if item.name in value:
@@ -47,7 +47,7 @@ def from_json(cls: type[Any], value: Mapping[str, Any]) -> Any:
 
 
 @functools.cache
-def _hints(cls: Hashable) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 

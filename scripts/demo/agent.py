@@ -11,14 +11,16 @@ from pathlib import Path
 
 import zstandard
 from docker.models.containers import Container
-
-from demo.script import Step
-from demo.stage import Failed
 from turnkeep.client import RestoreResult, Sandbox, TurnInfo
 from turnkeep.model import TurnMetadata
 
+from demo.script import Step
+from demo.stage import Failed
+
 COPY_LEVEL = 3
 """The zstd level of the full copies that are compared with: the daemon's own."""
+
+_DURABLE_S = 60.0
 
 LISTING = r"""
 find /app /root \( -name __pycache__ -prune \) -o -type f -printf '%m %U:%G %s %T@ %p\n' \
@@ -103,21 +105,25 @@ class Agent:
         if not self.played or self.played[-1].info is not None:
             return
         last = self.played[-1]
-        last.info = self._box.wait(last.number)
+        last.info = self._box.wait(last.number, timeout_s=_DURABLE_S)
         last.full_copy = _full_copy_bytes(self._upper)
         self._tell(last)
 
     def _run(self, script: str) -> str:
-        folder = "/app" if self.played else "/"
-        code, output = self._sandbox.exec_run(["bash", "-c", script], workdir=folder)
-        return f"exit {code}\n" + output.decode(errors="replace")
+        code, output = self._exec(script, "/app" if self.played else "/")
+        return f"exit {code}\n{output}"
 
     def listing(self) -> str:
         """Return what the sandbox itself says of its files now."""
-        code, output = self._sandbox.exec_run(["bash", "-c", LISTING], workdir="/")
+        code, output = self._exec(LISTING, "/")
         if code:
-            raise Failed(f"the listing failed with {code}: {output.decode(errors='replace')[:200]}")
-        return output.decode(errors="backslashreplace")
+            raise Failed(f"the listing failed with {code}: {output[:200]}")
+        return output
+
+    def _exec(self, script: str, folder: str) -> tuple[int, str]:
+        result = self._sandbox.exec_run(["bash", "-c", script], workdir=folder)
+        assert isinstance(result.output, bytes)
+        return result.exit_code or 0, result.output.decode(errors="backslashreplace")
 
     def come_back(self, result: RestoreResult) -> int:
         """Take up the conversation that a restore returned; return its length."""

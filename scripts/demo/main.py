@@ -19,16 +19,16 @@ from pathlib import Path
 from types import FrameType
 
 import docker
+import turnkeep
 from docker.errors import DockerException, ImageNotFound
 from docker.models.containers import Container
+from turnkeep.client import Client, Sandbox
+from turnkeep.errors import TurnkeepError
 
-import turnkeep
 from demo import show, stage
 from demo.agent import Agent
 from demo.script import GOOD_TURN, NEXT, STEPS
 from demo.show import Out
-from turnkeep.client import Client, Sandbox
-from turnkeep.errors import TurnkeepError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _INTERRUPTED = 130
@@ -55,11 +55,6 @@ def main() -> int:
     except KeyboardInterrupt:
         _complain("interrupted; what it had started is gone again")
         return _INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read has seen enough. The interpreter flushes once more at its
-        # end, and must not complain then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _complain("nobody reads its output any more; what it had started is gone again")
     except ImageNotFound:
         return _complain(f"the engine has no image {stage.IMAGE}. Try: make image")
     except DockerException as error:
@@ -91,6 +86,8 @@ def _play(
     box = tk.attach(sandbox.name or "")
     out.say(f"attached  in {(time.perf_counter() - arrived) * 1e3:.0f} ms, sandbox {box.info.id}")
     out.say(f"LLM       simulated by waits of 3 to 8 s, played {speed:g} times as fast")
+    out.say("columns   sizes in bytes, K and M are KiB and MiB; freeze and delay in ms; delay is what")
+    out.say("          the agent waits for Turnkeep: begin with its gate, and end")
     out.say()
     agent = Agent(box, sandbox, out.turn, speed)
     out.heads()

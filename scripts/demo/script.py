@@ -57,19 +57,21 @@ cat >>test_stats.py <<'END'
 END
 """
 
-FIX = r"""
+FIX = r'''
 python3 - <<'END'
 import pathlib
 file = pathlib.Path("stats.py")
 old = "    return sorted(values)[len(values) // 2]\n"
-new = "    ordered, half = sorted(values), len(values) // 2\n    return (ordered[half] + ordered[~half]) / 2\n"
+new = """    values, half = sorted(values), len(values) // 2
+    return (values[half] + values[~half]) / 2
+"""
 file.write_text(file.read_text().replace(old, new))
 END
-"""
+'''
 
 STEPS = (
-    Step("write a project, git init", CREATE, 8),
-    Step("cat stats.py test_stats.py", "cat stats.py test_stats.py", 4),
+    Step("git init, write files", CREATE, 8),
+    Step("cat *.py", "cat *.py", 4),
     Step("edit stats.py", MEDIAN, 6),
     Step("edit test_stats.py", TEST_MEDIAN, 5),
     Step("python3 -m unittest", "python3 -m unittest 2>&1", 7),
@@ -77,9 +79,11 @@ STEPS = (
     Step("python3 -m unittest", "python3 -m unittest 2>&1", 4),
     Step("git commit -am median", "git commit -q -a -m median", 3),
     Step("python3 build.py", "python3 build.py", 4),
-    Step("python3 build/stats.pyz", "python3 build/stats.pyz", 3),
+    Step("python3 build/*.pyz", "python3 build/*.pyz", 3),
     Step("git log --stat", "git log --stat", 4),
     Step("rm -rf build /app", "rm -rf build /app", 3),
 )
+"""The last one is the mistake: `rm -rf build/app` was meant."""
+
 GOOD_TURN = 11
 NEXT = Step("rm -rf build", "rm -rf build && python3 -m unittest 2>&1", 3)

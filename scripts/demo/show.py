@@ -1,4 +1,4 @@
-"""What the demo prints: lines of 100 columns, plain text when piped."""
+"""What the demo prints: as wide as the terminal; 100 columns of plain text when piped."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.text import Text
+from turnkeep.client import RestoreResult
+from turnkeep.model import TurnState
 
 from demo.agent import COPY_LEVEL, Agent, Played
 from demo.script import STEPS
 from demo.stage import BIN, Failed
-from turnkeep.client import RestoreResult
-from turnkeep.model import TurnState
 
 WIDTH = 100
 
@@ -28,18 +28,16 @@ class Out:
     def say(self, text: str = "", style: str = "") -> None:
         """Print a line."""
         self.console.print(Text(text, style=style))
-        # Piped output is read while the demo runs, too.
-        self.console.file.flush()
 
     def heads(self) -> None:
         """Print what stands over the turns."""
-        self._row("turn", "command", "class", "why", ("files", "bytes", "stored", "freeze", "delay"), "bold")
-        self._row("", "", "", "", ("changed", "changed", "", "ms", "ms"), "bold")
+        self._row("#", "command", "class", "why", ("files", "bytes", "stored", "freeze", "delay"), "bold")
 
     def turn(self, played: Played) -> None:
         """Print a turn's line."""
         info = played.info
-        assert info is not None and info.decision is not None
+        assert info is not None
+        assert info.decision is not None
         kept = info.state is not TurnState.SKIPPED
         freeze = info.timings.freeze_ns
         numbers = (
@@ -50,13 +48,14 @@ class Out:
             f"{played.exposed_s * 1e3:.1f}",
         )
         style = {"STATELESS": "dim", "FILESYSTEM": ""}.get(info.decision.turn_class, "yellow")
-        command = played.step.command
-        self._row(str(info.number), command, info.decision.turn_class, info.decision.reason, numbers, style)
+        command, decision = played.step.command, info.decision
+        self._row(str(info.number), command, decision.turn_class, decision.reason, numbers, style)
 
     def _row(self, turn: str, command: str, kind: str, why: str, numbers: Sequence[str], style: str) -> None:
-        right = " ".join(f"{number:>{wide}}" for number, wide in zip(numbers, (7, 8, 8, 6, 5), strict=True))
-        room = self.width - len(right) - 4 - 1 - 26 - 1 - 10 - 2
-        self.say(f"{turn:>4} {_cut(command, 26):<26} {kind:<10} {_cut(why, room):<{room}} {right}", style)
+        left = f"{turn:>2} {_cut(command, 21):<21} {kind:<10}"
+        right = " ".join(f"{number:>{wide}}" for number, wide in zip(numbers, (5, 6, 6, 6, 5), strict=True))
+        room = self.width - len(left) - len(right) - 2
+        self.say(f"{left} {_cut(why, room):<{room}} {right}", style)
 
 
 def _cut(text: str, width: int) -> str:
@@ -64,11 +63,12 @@ def _cut(text: str, width: int) -> str:
 
 
 def size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1000 or unit == "MiB":
-            break
+    """Return bytes in short: K and M are KiB and MiB."""
+    for unit in ("", "K"):
+        if count < 1000:
+            return f"{count:.0f}" if not unit else f"{count:.1f}K"
         count /= 1024
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+    return f"{count:.1f}M"
 
 
 def restored(out: Out, result: RestoreResult, good: Played, listing: str) -> None:
@@ -78,7 +78,7 @@ def restored(out: Out, result: RestoreResult, good: Played, listing: str) -> Non
         Failed: one of them shows a difference.
     """
     out.say(
-        f"  {result.mode}, {result.changed_paths} paths and {size(result.written_bytes)} written in"
+        f"  {result.mode}, {result.changed_paths} paths and {size(result.written_bytes)} bytes written in"
         f" {result.total_ns / 1e6:.0f} ms, frozen for {result.freeze_ns / 1e6:.1f} ms of it"
     )
     for note in result.notes:
@@ -107,7 +107,7 @@ def command_line(out: Out, environment: Mapping[str, str], *words: str) -> None:
     """Run the CLI as a user would, and show what it prints."""
     out.say()
     out.say(f"$ turnkeep {' '.join(words)}", "bold")
-    command = [BIN / "turnkeep", *words]
+    command = [str(BIN / "turnkeep"), *words]
     if out.console.is_terminal:
         subprocess.run(command, env=environment, check=True)
         return
@@ -131,27 +131,18 @@ def summary(out: Out, agent: Agent, stored: tuple[int, int]) -> None:
     out.say()
     out.say("Summary", "bold")
     _total(out, "turns", f"{len(played)}; {skipped} of them had nothing to keep and were skipped")
-    _total(
-        out,
-        "stored",
-        f"{size(stored[0])} in packs and records after {len(script)} turns, conversations included;"
-        f" {size(stored[1])} index, journal",
-    )
-    _total(
-        out,
-        "full copies",
-        f"{size(copies)}, had each of these turns kept a tar of the writable layer (zstd level {COPY_LEVEL})",
-    )
-    _total(
-        out,
-        "exposed delay",
-        f"{sum(exposed):.0f} ms in all, {max(exposed):.1f} ms at most: begin, its gate, and end",
-    )
-    _total(
-        out,
-        "conversations",
-        f"{sum(puts):.0f} ms to store them, {max(puts):.1f} ms at most, during the LLM waits",
-    )
+    kept, other = stored
+    turns = f"{len(script)} turns"
+    _total(out, "stored", f"{size(kept)} in packs and records after {turns}, conversations included")
+    _total(out, "", f"(and {size(other)} of SQLite: index, journal, and their write-ahead logs)")
+    each = f"each a tar of the writable layer, zstd -{COPY_LEVEL}"
+    _total(out, "full copies", f"{size(copies)} for the same {turns}: {each}")
+    _total(out, "exposed delay", f"{_ms(exposed)}: begin with its gate, and end")
+    _total(out, "conversations", f"{_ms(puts)}, to store them during the LLM waits")
+
+
+def _ms(spent: Sequence[float]) -> str:
+    return f"{sum(spent):.0f} ms in all, {max(spent):.1f} ms at most"
 
 
 def _total(out: Out, name: str, text: str) -> None:

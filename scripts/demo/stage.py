@@ -90,12 +90,12 @@ def daemon(folder: Path, environment: Mapping[str, str]) -> Iterator[int]:
 
 def _wait_until_ready(process: subprocess.Popen[bytes], ready: socket.socket) -> None:
     """Wait for what the daemon tells systemd, too, or for its end (sd_notify(3))."""
-    exit_fd = os.pidfd_open(process.pid)
+    ended = os.pidfd_open(process.pid)
     try:
-        readable, _, _ = select.select([ready, exit_fd], [], [], _START_S)
+        readable, _, _ = select.select([ready.fileno(), ended], [], [], _START_S)
     finally:
-        os.close(exit_fd)
-    if ready not in readable or b"READY=1" not in ready.recv(4096):
+        os.close(ended)
+    if ready.fileno() not in readable or b"READY=1" not in ready.recv(4096):
         late = f"the daemon was not ready within {_START_S:.0f} s"
         raise Failed("the daemon ended while it started" if readable else late)
 

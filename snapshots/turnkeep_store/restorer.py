@@ -130,8 +130,8 @@ class _Difference:
 
     def finish(self) -> None:
         """Make the hardlinks, then give the folders their attributes, deepest first."""
-        for path, entry in self._links:
-            self._link(path, entry)
+        for path, link in self._links:
+            self._link(path, link)
         for path in sorted(self._folders, key=lambda each: (each.count(b"/"), each), reverse=True):
             known = self._folders[path]
             entry = known if known is not None else self._wanted(path, self._entry_in_tree(path))

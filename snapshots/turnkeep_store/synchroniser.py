@@ -92,7 +92,7 @@ class _Synchronisation:
         pending: list[tuple[bytes, Directory]] = [(b"", directory)]
         while pending:
             path, directory = pending.pop()
-            self._remove_extra(path, directory)
+            pending.extend((child, Directory()) for child in self._remove_extra(path, directory))
             for entry in directory:
                 child = path + b"/" + entry.name if path else entry.name
                 if child in self._keep:
@@ -117,20 +117,22 @@ class _Synchronisation:
         if self._progress is not None and self._compared % 256 == 0:
             self._progress(self._compared)
 
-    def _remove_extra(self, path: bytes, directory: Directory) -> None:
+    def _remove_extra(self, path: bytes, directory: Directory) -> list[bytes]:
+        """Remove what the tree does not name; return folders that stay as the way to a kept path."""
+        ways = []
         fd = open_beneath(self._root, path, O_DIRECTORY_READ)
         try:
             for name in map(os.fsencode, os.listdir(fd)):
                 child = path + b"/" + name if path else name
-                if name not in directory.entries and not self._kept(child):
-                    self.written.paths += remove_tree(fd, name)
+                if name in directory.entries or child in self._keep:
+                    continue
+                if any(kept.startswith(child + b"/") for kept in self._keep):
+                    ways.append(child)
+                    continue
+                self.written.paths += remove_tree(fd, name)
         finally:
             os.close(fd)
-
-    def _kept(self, path: bytes) -> bool:
-        """Whether the path is to be left alone, or leads to one that is."""
-        below = path + b"/"
-        return any(path == kept or kept.startswith(below) for kept in self._keep)
+        return ways
 
     def _folder(self, path: bytes, entry: Entry) -> None:
         with parent_beneath(self._root, path) as (parent, name):

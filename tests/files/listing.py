@@ -43,8 +43,7 @@ def listing(root: Path) -> Listing:
             if not stat.S_ISDIR(status.st_mode):
                 groups.setdefault(inode, []).append(path)
     return {
-        path: _with_names(node, groups.get(inode, [path]))
-        for path, (node, inode) in sorted(found.items())
+        path: _with_names(node, groups.get(inode, [path])) for path, (node, inode) in sorted(found.items())
     }
 
 

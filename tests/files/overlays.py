@@ -34,7 +34,9 @@ class Overlay:
         options = (
             f"lowerdir={lower},upperdir={self.upper},workdir={self._work},metacopy=off,redirect_dir=nofollow"
         )
-        _check(_libc.mount(b"overlay", os.fsencode(self.merged), b"overlay", 0, options.encode()), self.merged)
+        _check(
+            _libc.mount(b"overlay", os.fsencode(self.merged), b"overlay", 0, options.encode()), self.merged
+        )
         self._mounted = True
 
     def unmount(self, *, at_any_rate: bool = False) -> None:

@@ -31,7 +31,6 @@ from turnkeep.model import (
 from turnkeep.restorer.cold import (
     fill_on_disk,
     new_container_config,
-    read_back,
     start_and_fill,
     unstarted_places,
     wait_until_unmounted,
@@ -279,7 +278,7 @@ async def _cold(
         written = fill_on_disk(deps.repository, checkpoint, places.covered, progress)
         stopped = open_container(deps.engine, deps.freezer, container_id, places)
         try:
-            present = read_back(deps.checkpointer, stopped)
+            present = deps.checkpointer.current_state(stopped, None)
         finally:
             stopped.close()
         return start_and_fill(
@@ -398,7 +397,7 @@ def restore_new(
         view = Places(covered=tuple(places), mounts=checkpoint.mounts)
         unstarted = open_container(deps.engine, deps.freezer, container_id, view)
         try:
-            present = read_back(deps.checkpointer, unstarted)
+            present = deps.checkpointer.current_state(unstarted, None)
         finally:
             unstarted.close()
 

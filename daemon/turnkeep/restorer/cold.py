@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from turnkeep_store.diff import diff
 from turnkeep_store.ids import Digest, TreeId
 from turnkeep_store.nodes import set_attributes_of
 from turnkeep_store.repository import Repository
-from turnkeep_store.restorer import Written
+from turnkeep_store.restorer import Source, Written
 from turnkeep_store.synchroniser import synchronise
 from turnkeep_store.tree import Directory, Entry
 
-from turnkeep.checkpointer.capture import Checkpointer
+from turnkeep.checkpointer.capture import Checkpointer, State
 from turnkeep.checkpointer.view import Baseline
 from turnkeep.errors import DigestMismatch, RestoreFailed
 from turnkeep.model import Checkpoint, MountKind
 from turnkeep.paths import ROOTFS, display, slot_name
 from turnkeep.restorer.live import rewrite
-from turnkeep.restorer.plan import Progress, Restored
+from turnkeep.restorer.plan import SHOWN_PATHS, Progress, Restored
 from turnkeep.runtime.container import Container
 from turnkeep.runtime.mountinfo import read_mountinfo
 from turnkeep.runtime.places import Place
@@ -60,7 +61,8 @@ def fill_on_disk(
 ) -> Written:
     """Make the writable layer and the volumes of a stopped container equal to a checkpoint.
 
-    Can be repeated after an interruption. When it returns, everything is on the
+    Where something was mounted over a place, nothing is kept: the runtime makes
+    its mount points anew. Can be repeated after an interruption. When it returns, everything is on the
     disk.
 
     Raises:
@@ -79,7 +81,6 @@ def fill_on_disk(
                 repository,
                 entry.subtree,
                 upper=place.is_rootfs,
-                keep=place.exclude,
                 progress=lambda done: progress("write", done, 0),
             )
             set_attributes_of(fd, entry, overlay=place.is_rootfs)
@@ -129,7 +130,7 @@ def start_and_fill(
     checkpointer: Checkpointer,
     checkpoint: Checkpoint,
     start: Callable[[], Container],
-    on_disk: Directory,
+    on_disk: State,
     written: Written,
     *,
     budget_s: float,
@@ -151,11 +152,8 @@ def start_and_fill(
         progress("verify", 0, 0)
         state = checkpointer.current_state(container, None)
         processes = sample(container.pids(), container.usage_ns)
-    present = state.source.read_directory(state.tree)
     volatile = {place.slot for place in filled}
-    entries = {entry.name: entry for entry in on_disk if entry.name not in volatile}
-    entries.update({slot: present.entries[slot] for slot in volatile})
-    digest = _compare(repository, checkpoint, Directory(entries))
+    digest = _compare(repository, checkpoint, on_disk, state, volatile)
     targets = ", ".join(sorted(place.mount.target for place in filled))
     notes = (NOT_ONE_INSTANT.format(places=targets),) if filled else ()
     freeze_ns = freeze.ns if freeze is not None else 0
@@ -168,24 +166,32 @@ def start_and_fill(
     return restored, Baseline(tree, checkpoint.id, state.baseline.places, processes), container
 
 
-def read_back(checkpointer: Checkpointer, container: Container) -> Directory:
-    """Return the top folder of the tree that a stopped container's disk content makes."""
-    state = checkpointer.current_state(container, None)
-    return state.source.read_directory(state.tree)
-
-
-def _compare(repository: Repository, checkpoint: Checkpoint, present: Directory) -> Digest:
-    digest = present.digest()
+def _compare(
+    repository: Repository, checkpoint: Checkpoint, on_disk: State, running: State, volatile: Collection[bytes]
+) -> Digest:
+    """Return the digest of what is there: `volatile` places as they run, the rest as it lay on disk."""
+    entries: dict[bytes, Entry] = {}
+    sources: dict[bytes, Source] = {}
+    for state, wanted in ((on_disk, False), (running, True)):
+        for entry in state.source.read_directory(state.tree):
+            if (entry.name in volatile) is wanted:
+                entries[entry.name], sources[entry.name] = entry, state.source
+    digest = Directory(entries).digest()
     if digest.hex() == checkpoint.digest:
         return digest
-    wanted = _top(repository, checkpoint)
-    differing = [
-        display(name)
-        for name in sorted(wanted.entries.keys() | present.entries.keys())
-        if not _same(wanted.entries.get(name), present.entries.get(name))
-    ]
+    differing: list[str] = []
+    for entry in _top(repository, checkpoint):
+        present = entries.get(entry.name)
+        if present is None or not entry.same_state(present):
+            differing.append(display(entry.name))
+        if present is not None and present.digest != entry.digest:
+            found = diff(sources[entry.name], entry.subtree, present.subtree)
+            differing += [
+                display(entry.name + b"/" + delta.path) for delta in found if not _same(delta.before, delta.after)
+            ]
+    shown = ", ".join(differing[:SHOWN_PATHS])
     raise DigestMismatch(
-        f"what is there is not what was captured, below {', '.join(differing)}",
+        f"what is there is not what was captured; {len(differing)} paths differ: {shown}",
         object=f"checkpoint {checkpoint.id[:12]}",
     )
 

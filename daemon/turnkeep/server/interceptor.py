@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import structlog
@@ -15,20 +15,15 @@ from turnkeep.server.status import rich_status, translate
 
 log = structlog.get_logger()
 
-if TYPE_CHECKING:
-    _Interceptor = grpc.aio.ServerInterceptor[Any, Any]  # generic in the stubs only
-else:
-    _Interceptor = grpc.aio.ServerInterceptor
 
-
-class ErrorInterceptor(_Interceptor):
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Aborts calls that raise with the status that stands for the error."""
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or not method.startswith("/turnkeep."):
@@ -80,4 +75,4 @@ async def _abort(error: Exception, method: str, context: grpc.aio.ServicerContex
     known = translate(error)
     if isinstance(known, InternalError):
         log.error("call failed unexpectedly", method=method, exc_info=error)
-    await context.abort_with_status(rich_status(known))  # type: ignore[attr-defined]  # the stubs lack it
+    await context.abort_with_status(rich_status(known))

@@ -1,0 +1,274 @@
+"""kill -9 and worse: nothing acknowledged is lost, nothing is left frozen or half done."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import docker
+import pytest
+import turnkeep
+from turnkeep.errors import TurnkeepError
+from turnkeep.model import TurnState
+from turnkeep.runtime.cgroup import find_cgroup
+
+from tests.e2e.harness import Box, Daemon, turn, wait_until
+
+
+def test_what_was_durable_survives_a_kill(daemon: Daemon, box: Box) -> None:
+    with daemon.connect() as tk:
+        sandbox = tk.attach(box.name)
+        turn(box, sandbox, "mkdir /work; echo 1 > /work/a")
+        with sandbox.turn(label="two") as second:
+            box.sh("echo 2 > /work/a")
+        second.put_state(b"the conversation")
+        second.wait()
+    daemon.kill()
+    box.sh("rm -rf /work")
+    daemon.start()
+    with daemon.connect() as tk:
+        sandbox = tk.sandbox(box.name)
+        assert [each.state for each in sandbox.turns()] == [TurnState.DURABLE] * 2
+        assert tk.check().ok
+        result = sandbox.restore(turn=2)
+        assert result.harness_state == b"the conversation"
+        assert box.sh("cat /work/a") == "2\n"
+        sandbox.restore(turn=1)
+        assert box.sh("cat /work/a") == "1\n"
+        third = turn(box, sandbox, "echo 3 > /work/a")
+        assert third.number == 3
+
+
+def test_a_turn_open_at_a_kill_is_ended_by_its_harness_afterwards(daemon: Daemon, box: Box) -> None:
+    with daemon.connect() as tk:
+        sandbox = tk.attach(box.name)
+        with sandbox.turn(label="long") as open_turn:
+            box.sh("echo 1 > /a")
+            daemon.kill()
+            box.sh("echo 2 > /a")
+            daemon.start()
+        done = open_turn.wait()
+        assert (done.number, done.state) == (1, TurnState.DURABLE)
+        box.sh("rm /a")
+        sandbox.restore(turn=1)
+        assert box.sh("cat /a") == "2\n"
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.002, 0.004, 0.006, 0.008, 0.010, 0.015, 0.02, 0.03, 0.05])
+def test_a_kill_at_any_moment_of_a_capture_loses_nothing_acknowledged(
+    daemon: Daemon, box: Box, after_s: float
+) -> None:
+    with daemon.connect() as tk:
+        sandbox = tk.attach(box.name)
+        turn(box, sandbox, "mkdir /work; seq 1000 > /work/kept")
+        with sandbox.turn(label="cut"):
+            box.sh("for i in $(seq 300); do seq $i > /work/f$i; done; head -c 5000000 /dev/urandom > /work/big")
+    # Not synchronisation: each value hits another moment of inspect, freeze,
+    # commit or idling, and all of them have to end well.
+    time.sleep(after_s)
+    daemon.kill()
+    wait_until(lambda: box.freezer() == "THAWED", "the watchdog thaws")
+    expected = box.sh("cat /work/* | sha256sum")
+    daemon.start()
+    with daemon.connect() as tk:
+        sandbox = tk.sandbox(box.name)
+        assert sandbox.wait(2).state is TurnState.DURABLE
+        assert tk.check().ok
+        box.sh("rm -rf /work")
+        sandbox.restore(turn=2)
+        assert box.sh("cat /work/* | sha256sum") == expected
+        sandbox.restore(turn=1)
+        assert box.sh("ls /work") == "kept\n"
+
+
+@pytest.mark.parametrize("mode", ["live", "cold"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_kill_in_a_restore_is_finished_by_the_next_start(
+    daemon: Daemon, box: Box, mode: str, seed: int
+) -> None:
+    with daemon.connect() as tk:
+        sandbox = tk.attach(box.name)
+        turn(box, sandbox, "mkdir /work; for i in $(seq 3000); do echo $i > /work/f$i; done")
+        wanted = box.sh("cd /work; ls | sort | xargs sha256sum | sha256sum")
+        turn(box, sandbox, "rm -rf /work/f1*; for i in $(seq 2000 3000); do echo x > /work/f$i; done; rm -rf /etc/apt")
+    begun = threading.Event()
+
+    def restore() -> None:
+        def on_progress(step: object) -> None:
+            if getattr(step, "phase", "") in ("write", "stop", "compare"):
+                begun.set()
+
+        try:
+            with daemon.connect(retry_s=0) as tk:
+                tk.sandbox(box.name).restore(turn=1, mode=mode, on_progress=on_progress)  # type: ignore[arg-type]
+        except TurnkeepError:
+            pass
+        begun.set()
+
+    worker = threading.Thread(target=restore)
+    worker.start()
+    assert begun.wait(60)
+    time.sleep(random.Random(seed).random() * 0.1)
+    daemon.kill()
+    worker.join()
+    daemon.start()
+    with daemon.connect() as tk:
+        sandbox = tk.sandbox(box.name)
+        assert box.sh("cd /work; ls | sort | xargs sha256sum | sha256sum") == wanted
+        assert box.sh("ls -d /etc/apt") == "/etc/apt\n"
+        assert box.freezer() == "THAWED"
+        assert sandbox.info.head_turn == 1
+        assert turn(box, sandbox, "true").state is TurnState.SKIPPED
+        assert tk.check().ok
+    assert daemon.stop() == 0
+    daemon.start()
+    with daemon.connect() as tk:
+        assert tk.status().recovery == (), "a second recovery finds nothing to do"
+
+
+def test_a_kill_in_a_restore_into_a_new_container_leaves_none(
+    daemon: Daemon, make: Callable[..., Box], engine: docker.DockerClient
+) -> None:
+    box = make(name="turnkeep-test-halfmade", volumes={"turnkeep-test-halfmade-v": {"bind": "/data"}})
+    with daemon.connect() as tk:
+        sandbox = tk.attach(box.name)
+        turn(box, sandbox, "for i in $(seq 5000); do echo $i > /data/f$i; done")
+    created = threading.Event()
+
+    def restore() -> None:
+        try:
+            with daemon.connect(retry_s=0) as tk:
+                tk.sandbox(box.name).restore(
+                    turn=1,
+                    mode="new",
+                    new_name="turnkeep-test-halfmade-2",
+                    on_progress=lambda step: created.set() if step.phase == "write" else None,
+                )
+        except TurnkeepError:
+            pass
+        created.set()
+
+    worker = threading.Thread(target=restore)
+    worker.start()
+    assert created.wait(60)
+    daemon.kill()
+    worker.join()
+    daemon.start()
+    names = [each.name for each in engine.containers.list(all=True)]
+    if "turnkeep-test-halfmade-2" in names:
+        # The restore was done before the kill came.
+        reborn = Box(engine.containers.get("turnkeep-test-halfmade-2"))
+        assert reborn.sh("ls /data | wc -l") == "5000\n"
+    else:
+        volumes = [each.name for each in engine.volumes.list() if each.name.startswith("turnkeep-test-halfmade-2")]
+        assert volumes == []
+    assert box.sh("ls /data | wc -l") == "5000\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_watchdog_thaws_when_the_daemon_cannot(daemon: Daemon, box: Box, number: signal.Signals) -> None:
+    """The daemon is hit while it holds a freeze: a capture of much data, caught in the act."""
+    assert daemon.process is not None
+    pid = daemon.process.pid
+    with daemon.connect() as tk:
+        sandbox = tk.attach(box.name)
+        # A process that never rests makes every capture scan inside the freeze.
+        box.container.exec_run(["bash", "-c", "while true; do echo > /spin; done"], detach=True)
+        turn(box, sandbox, "mkdir /work; for i in $(seq 4000); do echo $i > /work/$i; done")
+        cgroup = find_cgroup(box.state()["Pid"], box.container.id or "")
+        caught = False
+        for attempt in range(200):
+            with sandbox.turn(label=f"turn {attempt}"):
+                box.sh("touch /work/*")
+            limit = time.monotonic() + 2
+            while time.monotonic() < limit and not caught:
+                caught = (cgroup.freezer / "freezer.state").read_text() != "THAWED\n" if cgroup.version == 1 else (
+                    (cgroup.freezer / "cgroup.freeze").read_text() == "1\n"
+                )
+            if caught:
+                os.kill(pid, number)
+                break
+        assert caught, "no freeze was ever seen"
+    try:
+        wait_until(lambda: not cgroup.is_frozen(), "the watchdog thaws the sandbox")
+    finally:
+        os.kill(pid, signal.SIGCONT) if number is signal.SIGSTOP else daemon.process.wait()
+    if number is signal.SIGKILL:
+        daemon.start()
+    with daemon.connect() as tk:
+        sandbox = tk.sandbox(box.name)
+        for each in sandbox.turns():
+            last = sandbox.wait(each.number, TurnState.ENDED)
+        assert last.number >= 2
+        assert tk.check().ok
+
+
+def test_a_lost_journal_is_made_anew_from_the_store(daemon: Daemon, box: Box) -> None:
+    with daemon.connect() as tk:
+        sandbox = tk.attach(box.name)
+        turn(box, sandbox, "echo 1 > /a")
+        turn(box, sandbox, "echo 2 > /a")
+        before = [(each.id, each.turn, each.parent_id, each.digest) for each in sandbox.checkpoints()]
+    daemon.kill()
+    for path in daemon.state.glob("journal.sqlite*"):
+        path.unlink()
+    daemon.start()
+    with daemon.connect() as tk:
+        sandbox = tk.sandbox(box.name)
+        after = [(each.id, each.turn, each.parent_id, each.digest) for each in sandbox.checkpoints()]
+        assert after == before
+        sandbox.restore(turn=1)
+        assert box.sh("cat /a") == "1\n"
+        assert turn(box, sandbox, "echo 3 > /a").number == 3, "no number is used again"
+
+
+def test_a_damaged_journal_is_moved_aside(daemon: Daemon, box: Box) -> None:
+    with daemon.connect() as tk:
+        sandbox = tk.attach(box.name)
+        turn(box, sandbox, "echo 1 > /a")
+    daemon.stop()
+    (daemon.state / "journal.sqlite").write_bytes(b"no database at all" * 1000)
+    daemon.start()
+    assert list(daemon.state.glob("journal.sqlite.damaged*"))
+    with daemon.connect() as tk:
+        tk.sandbox(box.name).restore(turn=1)
+
+
+def test_two_daemons_do_not_share_a_state_directory(daemon: Daemon) -> None:
+    second = daemon.cli("serve", check=False)
+    assert second.returncode == 4
+    assert "another daemon" in second.stderr
+    assert second.stderr.count("\n") == 1
+    with daemon.connect() as tk:
+        tk.status()
+
+
+def test_sigterm_waits_for_the_capture_in_flight(daemon: Daemon, box: Box) -> None:
+    with daemon.connect() as tk:
+        sandbox = tk.attach(box.name)
+        with sandbox.turn(label="last words"):
+            box.sh("head -c 30000000 /dev/urandom > /big")
+    assert daemon.stop() == 0
+    assert not (daemon.folder / "turnkeep.sock").exists()
+    daemon.start()
+    with daemon.connect() as tk:
+        assert tk.sandbox(box.name).turns()[0].state is TurnState.DURABLE
+        assert tk.status().recovery == ()
+
+
+def test_without_a_daemon_the_harness_gets_one_clear_error_or_goes_on(daemon: Daemon, box: Box) -> None:
+    daemon.kill()
+    with daemon.connect(retry_s=0) as tk, pytest.raises(turnkeep.DaemonUnavailable, match="daemon"):
+        tk.attach(box.name)
+    ran = []
+    with daemon.connect(retry_s=0, on_error="ignore") as tk:
+        sandbox = tk.attach(box.name)
+        with sandbox.turn(label="without") as open_turn:
+            ran.append(True)
+        assert open_turn.number is None
+    assert ran
+    daemon.start()
