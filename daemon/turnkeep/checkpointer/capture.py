@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,7 @@ from turnkeep.paths import ROOTFS, display
 from turnkeep.turns import Evidence, classify
 from turnkeep.watch.host_folders import HostFolders
 from turnkeep.watch.processes import Process, ProcessSample, activity, quiet_since, sample, stateful_test
+from turnkeep.watch.scan import NEVER
 
 _UNDECIDED = Decision(turn_class=TurnClass.FULL, reason="not decided yet")
 
@@ -144,12 +146,15 @@ class Checkpointer:
         """Close the inspection of a turn that has nothing to keep."""
         for reading in inspection.readings:
             slot = reading.place.slot
-            place = baseline.places.setdefault(slot, PlaceBaseline())
-            settle_unchanged(
-                place,
-                reading,
-                lambda path, slot=slot: _join(slot, path) in inspection.changed,  # type: ignore[misc]
-            )
+            changed = {path for path in inspection.changed if path == slot or path.startswith(slot + b"/")}
+            if slot not in baseline.places:
+                if changed:
+                    continue
+                # Every path counts as changed until its status is accepted, and
+                # as gone when it vanishes before that.
+                baseline.places[slot] = PlaceBaseline(dict.fromkeys(reading.scan.files, NEVER))
+            is_changed = functools.partial(_is_in, changed, slot)
+            settle_unchanged(baseline.places[slot], reading, is_changed)
         inspection.drop()
 
     def capture(
@@ -333,7 +338,10 @@ class Checkpointer:
         old = source.read_directory(baseline.tree) if baseline.tree is not None else Directory()
         top = Directory()
         for reading in readings:
-            entry = old.entries.get(reading.place.slot)
+            # A place that was never scanned may have lost paths that nothing now
+            # speaks of: its tree is built from what is there alone.
+            scanned = reading.place.slot in baseline.places
+            entry = old.entries.get(reading.place.slot) if scanned else None
             top.entries[reading.place.slot] = self._archive_place(
                 sink, source, reading, entry, baseline.place(reading.place.slot), view
             )
@@ -426,8 +434,8 @@ class _Upper:
         return replace(present, mtime_ns=self._reading.scan.files[path][3])
 
 
-def _join(slot: bytes, path: bytes) -> bytes:
-    return slot + b"/" + path if path else slot
+def _is_in(changed: set[bytes], slot: bytes, path: bytes) -> bool:
+    return (slot + b"/" + path if path else slot) in changed
 
 
 def _count(deltas: Iterable[Delta], image: LayerView | None) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from turnkeep.cli import printing, words
 from turnkeep.cli.run import JsonFlag, complete_sandbox, started
 from turnkeep.client import Event
 
+
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
     app.command()(events)

@@ -25,6 +25,9 @@ Status = tuple[int, int, int, int, int, int, int, int, int]
 WHITEOUT: Status = (stat.S_IFCHR, 0, 0, 0, 0, 0, 0, 0, 0)
 """Of every whiteout. They share one inode, whose ctime and link count say nothing of any of them."""
 
+NEVER: Status = (-1, -1, -1, -1, -1, -1, -1, -1, -1)
+"""Of no file: what is recorded with it counts as changed."""
+
 TICK_NS = 20_000_000
 """Two changes closer than this may carry the same ctime: a kernel before 6.13
 takes it from the last timer tick, 1 to 10 ms long, and scheduling adds to that."""

@@ -1,0 +1,71 @@
+"""What a run was made on: without it a figure means nothing."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+GIB = 1024**3
+
+
+def describe(engine: Mapping[str, Any], version: str, folder: Path) -> dict[str, str]:
+    """Return the machine's description; `engine` is what the engine says of itself."""
+    driver = f"{engine['Driver']}{_backing(engine)}, images by {_image_store(engine)}"
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "turnkeep": f"{version}{_revision()}",
+        "cpu": f"{_cpu_model()}, {os.cpu_count()} cores",
+        "memory": f"{psutil.virtual_memory().total / GIB:.1f} GiB",
+        "load": " ".join(f"{load:.2f}" for load in os.getloadavg()),
+        "kernel": platform.release(),
+        "engine": f"Docker {engine['ServerVersion']}, {driver}, cgroup v{engine.get('CgroupVersion', '1')}",
+        "state": f"{_file_system(folder)}, {folder.parent}",
+        "python": platform.python_version(),
+    }
+
+
+def _backing(engine: Mapping[str, Any]) -> str:
+    status = dict(engine.get("DriverStatus") or ())
+    return f" on {status['Backing Filesystem']}" if "Backing Filesystem" in status else ""
+
+
+def _image_store(engine: Mapping[str, Any]) -> str:
+    status = dict(engine.get("DriverStatus") or ())
+    return "containerd" if status.get("driver-type", "").startswith("io.containerd") else "the engine"
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model"):
+            return value.strip()
+    return platform.machine()
+
+
+def _file_system(folder: Path) -> str:
+    """Return the type of the file system that holds a folder."""
+    holding = [
+        (len(each.mountpoint), each.fstype)
+        for each in psutil.disk_partitions(all=True)
+        if folder.is_relative_to(each.mountpoint)
+    ]
+    return max(holding)[1] if holding else "unknown"
+
+
+def _revision() -> str:
+    """Return " (REVISION)" of a checkout; nothing for an unpacked archive."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    # A description must not refresh the index of a tree that others work in.
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        found = subprocess.run(git, env=environment, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return f" ({found.stdout.strip()})"

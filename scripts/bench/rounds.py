@@ -1,0 +1,240 @@
+"""One round: a turn, its peer, a restore, its peer. Every figure of a table row is from here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import docker
+from demo.stage import Failed
+from docker.models.containers import Container
+from turnkeep.client import Sandbox, TurnInfo
+from turnkeep.client.values import RestoreResult
+from turnkeep.model import TurnState
+
+from bench.interrupt import Interrupts
+from bench.peer import Peer, layer_bytes
+
+CHANGED = 5
+FILE_BYTES = 2048
+PER_FOLDER = 100
+
+# Both run inside the sandbox. Random hexadecimal digits: no two files share a
+# chunk, and compression gains what it does on ordinary text, about a half.
+_FILL = """
+import os, sys
+count, size, per_folder = map(int, sys.argv[1:])
+for number in range(count):
+    folder = f"/work/{number // per_folder:04}"
+    os.makedirs(folder, exist_ok=True)
+    with open(f"{folder}/{number:06}.txt", "w") as file:
+        file.write(os.urandom(size // 2).hex())
+"""
+_EDIT = """
+import os, sys
+for path in sys.argv[2:]:
+    with open(path, "w") as file:
+        file.write(os.urandom(int(sys.argv[1]) // 2).hex())
+"""
+
+
+class Samples:
+    """What was measured, by the name of the measure: nanoseconds or bytes."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[int]] = defaultdict(list)
+
+    def add(self, measure: str, value: int) -> None:
+        """Keep one more value."""
+        self.values[measure].append(value)
+
+    @contextlib.contextmanager
+    def timed(self, measure: str) -> Iterator[None]:
+        """Keep how long the block takes."""
+        started = time.perf_counter_ns()
+        yield
+        self.add(measure, time.perf_counter_ns() - started)
+
+
+class Rounds:
+    """Measures one sandbox, round by round. Every round leaves it as it was before."""
+
+    def __init__(
+        self,
+        engine: docker.DockerClient,
+        container: Container,
+        peer: Peer,
+        state: Path,
+        files: int,
+        interrupts: Interrupts,
+    ) -> None:
+        self.samples = Samples()
+        self._engine = engine
+        self._container = container
+        self._peer = peer
+        self._interrupts = interrupts
+        self._floor_file = state / "bench-floor"
+        self._paths = [_path(number * files // CHANGED) for number in range(CHANGED)]
+        _sh(container, _FILL, str(files), str(FILE_BYTES), str(PER_FOLDER))
+
+    def start(self, box: Sandbox) -> None:
+        """Take the turn that every restore goes back to, and start the peer's sandbox in that state."""
+        self._box = box
+        self._base = self._changing_turn("base").number
+        self._base_content = self._content()
+        with self._interrupts.held():
+            image = self._peer.commit(self._container, "base", pause=True)
+        self._replaced = self._peer.run(image.id or "")
+
+    def run(self, tag: str) -> None:
+        """Measure everything once. Turnkeep and its peer take turns.
+
+        Raises:
+            Failed: something else happened than what was to be measured.
+            TurnkeepError, DockerException: something failed.
+        """
+        os.sync()
+        self._floor()
+        self._settle()
+        self._turn()
+        self._stateless_turn()
+        self._commits(tag)
+        self._settle()
+        self._restores()
+        self._replace(tag)
+
+    def forget(self, tag: str) -> None:
+        """Remove the images of a round that no container is made of any more."""
+        for name in (tag, f"{tag}-running"):
+            self._peer.forget(name)
+
+    # -- Turnkeep ----------------------------------------------------------
+
+    def _turn(self) -> None:
+        timed = self.samples.timed
+        turn = self._box.turn(label="bench")
+        with timed("begin"):
+            turn.begin()
+        self._edit(self._container)
+        with timed("durable_seen"):
+            with timed("end"):
+                turn.end()
+            info = turn.wait()
+        _expect(info, TurnState.DURABLE, CHANGED)
+        self.samples.add("freeze", info.timings.freeze_ns)
+        self.samples.add("captured", info.timings.captured_ns)
+        self.samples.add("durable", info.timings.durable_ns)
+        self.samples.add("stored", info.stored_bytes)
+
+    def _stateless_turn(self) -> None:
+        info = self._idle_turn()
+        _expect(info, TurnState.SKIPPED, 0)
+        self.samples.add("inspect", info.timings.inspect_ns)
+
+    def _restores(self) -> None:
+        self._restore("restore")
+        self._edit(self._container)
+        self._restore("restore_saving")
+        self._edit(self._container)
+        self._restore("restore_only", skip_safety_checkpoint=True)
+
+    def _restore(self, measure: str, *, skip_safety_checkpoint: bool = False) -> None:
+        with self.samples.timed(measure):
+            result = self._box.restore(
+                turn=self._base, mode="live", skip_safety_checkpoint=skip_safety_checkpoint
+            )
+        self.samples.add(f"{measure}_freeze", result.freeze_ns)
+        self._expect_base(result)
+
+    def _expect_base(self, result: RestoreResult) -> None:
+        if result.changed_paths != CHANGED:
+            raise Failed(f"the restore was to bring {CHANGED} files back and wrote {result.changed_paths}")
+        if self._content() != self._base_content:
+            raise Failed(f"after the restore to turn {self._base} the files have other content than then")
+
+    def _settle(self) -> None:
+        """Let the daemon see that the peer's pause is over, and the disk what the peer left to write.
+
+        Neither side then pays for the other.
+        """
+        os.sync()
+        self._idle_turn()
+
+    def _changing_turn(self, label: str) -> TurnInfo:
+        with self._box.turn(label=label) as turn:
+            self._edit(self._container)
+        return turn.wait()
+
+    def _idle_turn(self) -> TurnInfo:
+        with self._box.turn(label="idle") as turn:
+            _sh(self._container, "pass")
+        return turn.wait()
+
+    # -- the peer ----------------------------------------------------------
+
+    def _commits(self, tag: str) -> None:
+        for name, measure, pause in ((tag, "commit", True), (f"{tag}-running", "commit_running", False)):
+            os.sync()
+            since_ns = time.time_ns()
+            with self._interrupts.held(), self.samples.timed(measure):
+                image = self._peer.commit(self._container, name, pause=pause)
+            if pause:
+                self.samples.add("commit_pause", self._peer.paused_ns(self._container, since_ns))
+                self.samples.add("commit_layer", layer_bytes(image))
+
+    def _replace(self, tag: str) -> None:
+        self._edit(self._replaced)
+        os.sync()
+        with self._interrupts.held(), self.samples.timed("replace"):
+            self._replaced.remove(force=True)
+            self._replaced = self._peer.run(f"{self._peer.name}:{tag}")
+
+    # -- the floor ---------------------------------------------------------
+
+    def _floor(self) -> None:
+        """Measure what nobody can do without: reading the files, one write that is durable."""
+        self._container.reload()
+        root = f"/proc/{self._container.attrs['State']['Pid']}/root"
+        with self.samples.timed("floor_read"):
+            for path in self._paths:
+                Path(root + path).read_bytes()
+        with self._floor_file.open("ab", buffering=0) as file, self.samples.timed("floor_fsync"):
+            file.write(os.urandom(4096))
+            os.fsync(file.fileno())  # noqa: TID251 - measured, nothing depends on it
+
+    # -- the sandbox's files -----------------------------------------------
+
+    def _edit(self, container: Container) -> None:
+        _sh(container, _EDIT, str(FILE_BYTES), *self._paths)
+
+    def _content(self) -> bytes:
+        """Return the changed files' content, by a program that knows nothing of Turnkeep."""
+        return _sh(
+            self._container, "import sys\nfor path in sys.argv[1:]: print(open(path).read())", *self._paths
+        )
+
+
+def _expect(info: TurnInfo, state: TurnState, changed: int) -> None:
+    if (info.state, info.changed_files) != (state, changed):
+        raise Failed(
+            f"turn {info.number} was to be {state} with {changed} changed files,"
+            f" and is {info.state} with {info.changed_files}"
+        )
+
+
+def _path(number: int) -> str:
+    return f"/work/{number // PER_FOLDER:04}/{number:06}.txt"
+
+
+def _sh(container: Container, program: str, *arguments: str) -> bytes:
+    code, raw = container.exec_run(["python3", "-I", "-B", "-c", program, *arguments])
+    # Not a stream: it was not asked for.
+    output = cast(bytes, raw)
+    if code != 0:
+        raise Failed(f"a program in the sandbox exited with {code}: {output!r}")
+    return output
