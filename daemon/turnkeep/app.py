@@ -41,6 +41,7 @@ from turnkeep.errors import (
     Unsupported,
 )
 from turnkeep.journal import Journal
+from turnkeep.model import Event
 from turnkeep.runtime.engine import ContainerEvent, Engine, boot_id
 from turnkeep.runtime.freezer import Freezer
 from turnkeep.server.interceptor import ErrorInterceptor
@@ -168,6 +169,7 @@ async def _run(deps: Deps, group: asyncio.TaskGroup, stop: asyncio.Event) -> Non
     unclean = deps.journal.meta("stopped") == "no"
     await blocking.run(deps.pools.journal, deps.journal.set_meta, "stopped", "no")
     await blocking.run(deps.pools.journal, deps.journal.set_meta, "boot_id", this_boot)
+    deps.journal.subscribe(_log_event)
     registry, done = await recovery.recover(deps)
     if last_boot not in (None, this_boot):
         done.insert(0, "the host was rebooted: sandboxes are compared by content before they are trusted")
@@ -207,6 +209,12 @@ async def _run(deps: Deps, group: asyncio.TaskGroup, stop: asyncio.Event) -> Non
     with contextlib.suppress(FileNotFoundError):
         os.unlink(_socket_path(config))
     log.info("stopped")
+
+
+def _log_event(event: Event) -> None:
+    """Log every event of the journal as one line."""
+    fields = {"turn": event.turn} if event.turn else {}
+    log.info(event.kind, sandbox=event.sandbox_name, message=event.message, sequence=event.sequence, **fields)
 
 
 async def _settle(registry: Registry) -> None:
@@ -294,6 +302,10 @@ async def _follow_engine(registry: Registry, degraded: list[str]) -> None:
             log.warning("engine lost", reason=error.message)
         except TurnkeepError as error:
             log.error("event not handled", reason=error.message, object=error.object)
+        except Exception:
+            # The edge of the task group: one event that we do not understand
+            # must not end the daemon. What it meant is found by looking again.
+            log.exception("event not handled")
         await asyncio.sleep(_EVENTS_RETRY_S)
 
 
@@ -325,7 +337,10 @@ async def _close_forgotten_turns(registry: Registry) -> None:
         for sandbox in list(registry.sandboxes.values()):
             turn = sandbox.open_turn
             if turn is not None and time.time_ns() - turn.began_at_ns > limit_ns:
-                await sandbox.abandon_open("its harness did not end it in time")
+                try:
+                    await sandbox.abandon_open("its harness did not end it in time")
+                except TurnkeepError as error:
+                    log.error("turn not closed", sandbox=sandbox.record.name, reason=error.message)
         await asyncio.sleep(min(_SWEEP_S, registry.deps.config.limits.turn_timeout_s))
 
 

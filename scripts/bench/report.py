@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-WIDTH = 118
+WIDTH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,37 +24,39 @@ class Measure:
     peer: str = ""
     floor: str = ""
     unit: str = "ns"
+    short: str = ""
+    """What the rows that are compared with it call it."""
 
 
 TURNKEEP = {
     "freeze": Measure("freeze window", "commit_pause", "floor_read"),
     "captured": Measure("EndTurn to captured", "commit", "floor_read"),
     "durable": Measure("EndTurn to durable", "commit", "floor_fsync"),
-    "durable_seen": Measure("the same by the harness's clock", "commit", "floor_fsync"),
-    "end": Measure("EndTurn round trip", "", "floor_fsync"),
-    "begin": Measure("BeginTurn round trip, gate open", "", "floor_fsync"),
+    "durable_seen": Measure("  by the harness's clock", "commit", "floor_fsync"),
+    "end": Measure("EndTurn round trip", floor="floor_fsync"),
+    "begin": Measure("BeginTurn round trip, gate open", floor="floor_fsync"),
     "inspect": Measure("EndTurn to the stateless decision"),
     "stored": Measure("stored for the turn", "commit_layer", unit="bytes"),
     "restore": Measure("restore of a kept turn", "replace"),
-    "restore_freeze": Measure("  freeze inside it", "", "floor_read"),
-    "restore_saving": Measure("restore, saving new changes first", "replace"),
-    "restore_saving_freeze": Measure("  freeze inside it", "", "floor_read"),
-    "restore_only": Measure("restore, saving nothing first", "replace"),
-    "restore_only_freeze": Measure("  freeze inside it", "", "floor_read"),
+    "restore_freeze": Measure("  freeze while writing", floor="floor_read"),
+    "restore_saving": Measure("restore, new changes saved first", "replace"),
+    "restore_saving_freeze": Measure("  freeze while writing", floor="floor_read"),
+    "restore_only": Measure("restore, new changes not saved", "replace"),
+    "restore_only_freeze": Measure("  freeze while writing", floor="floor_read"),
 }
 PEER = {
-    "commit": Measure("docker commit"),
-    "commit_pause": Measure("  pause inside it, by its events"),
+    "commit": Measure("docker commit", short="commit"),
+    "commit_pause": Measure("  pause inside it, by its events", short="pause"),
     "commit_running": Measure("docker commit --pause=false"),
-    "commit_layer": Measure("layer of docker commit", unit="bytes"),
-    "replace": Measure("docker rm -f, docker run"),
+    "commit_layer": Measure("layer of docker commit", unit="bytes", short="layer"),
+    "replace": Measure("docker rm -f, docker run", short="rm, run"),
 }
 FLOOR = {
-    "floor_read": Measure("read the changed files"),
-    "floor_fsync": Measure("append 4 KiB and fsync"),
+    "floor_read": Measure("read the changed files", short="read"),
+    "floor_fsync": Measure("append 4 KiB and fsync", short="fsync"),
 }
 MEASURES = TURNKEEP | PEER | FLOOR
-_SECTIONS = (("Turnkeep", TURNKEEP), ("peer", PEER), ("floor", FLOOR))
+_SECTIONS = (("Turnkeep", TURNKEEP), ("Docker alone", PEER), ("the machine", FLOOR))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,22 +82,19 @@ def show(console: Console, machine: Mapping[str, str], options: str, found: Mapp
         console.print(f"{key:<9} {value}")
     console.print(f"{'run':<9} {options}")
     table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("")
-    table.add_column("measure", no_wrap=True)
+    table.add_column(no_wrap=True)
     for name in ("median", "p95", "peer ÷ it", "it ÷ floor"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("peer, floor", no_wrap=True)
     for section, measures in _SECTIONS:
-        for number, (key, measure) in enumerate(measures.items()):
+        table.add_row(section)
+        for key, measure in measures.items():
             figure = found[key]
             table.add_row(
-                section if number == 0 else "",
-                measure.title,
+                f"  {measure.title}",
                 _text(figure.median, measure.unit),
                 _text(figure.p95, measure.unit),
-                _ratio(ratio_to_peer(found, key)),
-                _ratio(ratio_to_floor(found, key)),
-                ", ".join(MEASURES[other].title.strip() for other in (measure.peer, measure.floor) if other),
+                _ratio(ratio_to_peer(found, key), measure.peer),
+                _ratio(ratio_to_floor(found, key), measure.floor),
             )
         table.add_section()
     console.print(table)
@@ -143,12 +142,14 @@ def _p95(values: Sequence[int]) -> float:
 
 
 def _text(value: float, unit: str) -> str:
-    if unit == "bytes":
-        return f"{value / 1024:,.1f} KiB"
-    return f"{value / 1e6:,.3f} ms" if value < 1e6 else f"{value / 1e6:,.1f} ms"
+    return f"{_rounded(value / 1024)} KiB" if unit == "bytes" else f"{_rounded(value / 1e6)} ms"
 
 
-def _ratio(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+def _ratio(value: float | None, other: str) -> str:
+    return f"{_rounded(value)} × {MEASURES[other].short}" if value is not None else ""
+
+
+def _rounded(value: float) -> str:
+    """Return two or three digits that count: more would only be noise."""
+    decimals = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:,.{decimals}f}"

@@ -238,9 +238,7 @@ class Checkpointer:
         source = source or self._repository
         sink = HashOnlySink(source)
         known = baseline or Baseline()
-        reader = Reader(
-            view, self._limits, CopyAhead(sink, self._limits.arena_bytes), self.host_folders
-        )
+        reader = Reader(view, self._limits, CopyAhead(sink, self._limits.arena_bytes), self.host_folders)
         reader.look_for_mappings()
         readings = [reader.read(place, known.place(place.slot)) for place in view.covered()]
         tree = self._archive(sink, sink, readings, known, view)

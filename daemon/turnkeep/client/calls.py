@@ -275,9 +275,7 @@ def diff(sandbox: str, before: Ref, after: Ref | None) -> Stream[values.Change]:
     return Stream(method="DiffCheckpoints", request=request, read=convert.change)
 
 
-def events(
-    sandbox: str, *, after: int | None, follow: bool, for_s: float | None
-) -> Stream[values.Event]:
+def events(sandbox: str, *, after: int | None, follow: bool, for_s: float | None) -> Stream[values.Event]:
     """What happens, as it happens; goes on after the last event when it has to be repeated."""
 
     def request(seen: int | None) -> pb.WatchEventsRequest:

@@ -327,11 +327,13 @@ class Registry:
                 raise Conflict(
                     f"a checkpoint is named {label} already", object=f"sandbox {sandbox.record.name}"
                 )
-            checkpoint = await sandbox.take(Origin.MANUAL, name=label, tags=tags)
+
+            def answers(made: Checkpoint) -> list[Change]:
+                value = {"checkpoint": made.id}
+                return [put_answer(request_id, "checkpoint", sandbox.record.id, value)] if request_id else []
+
+            checkpoint = await sandbox.take(Origin.MANUAL, name=label, tags=tags, answers=answers)
             assert checkpoint is not None
-            if request_id:
-                kept = put_answer(request_id, "checkpoint", sandbox.record.id, {"checkpoint": checkpoint.id})
-                await sandbox.record_event("checkpoint_created", label, changes=(kept,))
             return checkpoint
 
     async def delete_checkpoint(self, checkpoint: Checkpoint) -> int:

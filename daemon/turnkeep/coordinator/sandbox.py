@@ -396,10 +396,12 @@ class SandboxCoordinator:
         tags: tuple[str, ...] = (),
         before_thaw: Callable[[], None] | None = None,
         even_if_unchanged: bool = True,
+        answers: Callable[[Checkpoint], Iterable[Change]] = lambda checkpoint: (),
     ) -> Checkpoint | None:
         """Take a checkpoint of the present state; the caller holds the sandbox (`holding`).
 
-        Returns None if nothing changed and that is enough.
+        Returns None if nothing changed and that is enough. What `answers` gives is
+        journaled together with the checkpoint.
         """
         container = await self.open()
         pool = self.deps.pools.capture
@@ -411,7 +413,7 @@ class SandboxCoordinator:
         capture = await self._capture(inspection, before_thaw)
         draft = self._draft(container, capture, origin, inspection.decision, name=name, tags=tags)
         checkpoint = await self.commit(capture, draft)
-        await self.record_checkpoint(checkpoint, None)
+        await self.record_checkpoint(checkpoint, None, changes=answers(checkpoint))
         return checkpoint
 
     async def commit(self, capture: Capture, draft: Checkpoint) -> Checkpoint:
@@ -431,7 +433,11 @@ class SandboxCoordinator:
         return checkpoint
 
     async def record_checkpoint(
-        self, checkpoint: Checkpoint, turn: Turn | None, timings: TurnTimings | None = None
+        self,
+        checkpoint: Checkpoint,
+        turn: Turn | None,
+        timings: TurnTimings | None = None,
+        changes: Iterable[Change] = (),
     ) -> None:
         """Journal a checkpoint as durable, and as the sandbox's head."""
         fields: dict[str, Any] = {}
@@ -450,7 +456,7 @@ class SandboxCoordinator:
             turn=turn,
             record={"head_checkpoint_id": checkpoint.id, "mounts": checkpoint.mounts},
             details={"checkpoint": checkpoint.id, "stored_bytes": checkpoint.stored_bytes},
-            changes=(put_checkpoint(checkpoint),),
+            changes=(put_checkpoint(checkpoint), *changes),
             **fields,
         )
 

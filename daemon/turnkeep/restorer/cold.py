@@ -167,7 +167,11 @@ def start_and_fill(
 
 
 def _compare(
-    repository: Repository, checkpoint: Checkpoint, on_disk: State, running: State, volatile: Collection[bytes]
+    repository: Repository,
+    checkpoint: Checkpoint,
+    on_disk: State,
+    running: State,
+    volatile: Collection[bytes],
 ) -> Digest:
     """Return the digest of what is there: `volatile` places as they run, the rest as it lay on disk."""
     entries: dict[bytes, Entry] = {}
@@ -187,7 +191,9 @@ def _compare(
         if present is not None and present.digest != entry.digest:
             found = diff(sources[entry.name], entry.subtree, present.subtree)
             differing += [
-                display(entry.name + b"/" + delta.path) for delta in found if not _same(delta.before, delta.after)
+                display(entry.name + b"/" + delta.path)
+                for delta in found
+                if not _same(delta.before, delta.after)
             ]
     shown = ", ".join(differing[:SHOWN_PATHS])
     raise DigestMismatch(

@@ -54,6 +54,7 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
         self._deps = registry.deps
         self._started = started
         self._watches: set[asyncio.Queue[Event | None]] = set()
+        self._restoring: dict[str, asyncio.Future[pb.RestoreResult]] = {}
 
     def end_watches(self) -> None:
         """End all `WatchEvents` calls: the daemon stops."""
@@ -252,8 +253,22 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
             )
             return
 
+        first = self._restoring.get(request.request_id) if request.request_id else None
+        if first is not None:
+            # The same request again, after its caller's connection broke.
+            yield pb.RestoreSandboxResponse(result=await self._with_state(await asyncio.shield(first)))
+            return
+        done: asyncio.Future[pb.RestoreResult] = asyncio.get_running_loop().create_future()
+
         async def work(progress: Callable[[str, int, int], None]) -> pb.RestoreResult:
-            return await self._restore(request, progress)
+            self._restoring[request.request_id] = done
+            try:
+                done.set_result(await self._restore(request, progress))
+            except Exception as error:
+                done.set_exception(error)
+            finally:
+                self._restoring.pop(request.request_id, None)
+            return await done
 
         async for step in _with_progress(work):
             if isinstance(step, pb.Progress):
