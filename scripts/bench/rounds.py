@@ -78,6 +78,7 @@ class Rounds:
         self._container = container
         self._peer = peer
         self._interrupts = interrupts
+        self._commit_paused_first = False
         self._floor_file = state / "bench-floor"
         self._paths = [_path(number * files // CHANGED) for number in range(CHANGED)]
         _sh(container, _FILL, str(files), str(FILE_BYTES), str(PER_FOLDER))
@@ -178,9 +179,12 @@ class Rounds:
     # -- the peer ----------------------------------------------------------
 
     def _commits(self, tag: str) -> None:
-        for name, measure, pause in ((tag, "commit", True), (f"{tag}-running", "commit_running", False)):
+        # Each is as often the first to read the layer as the other.
+        self._commit_paused_first = not self._commit_paused_first
+        for pause in (self._commit_paused_first, not self._commit_paused_first):
             os.sync()
             since_ns = time.time_ns()
+            measure, name = ("commit", tag) if pause else ("commit_running", f"{tag}-running")
             with self._interrupts.held(), self.samples.timed(measure):
                 image = self._peer.commit(self._container, name, pause=pause)
             if pause:

@@ -207,9 +207,7 @@ class HookedJournal(Journal):
         for hook in (self.hooks.get(kind), self.hooks.get("*")):
             if hook is not None:
                 hook(kind)
-        event = super().append(
-            kind, message, sandbox=sandbox, turn=turn, details=details, changes=changes
-        )
+        event = super().append(kind, message, sandbox=sandbox, turn=turn, details=details, changes=changes)
         if kind in self.after:
             self.after[kind](kind)
         return event
@@ -274,7 +272,11 @@ class Scene:
                 except Exception as error:  # so that the test's own is not wrapped in a group
                     failure = error
                 finally:
-                    for hook in (*checkpointer.hooks.values(), *journal.hooks.values(), *journal.after.values()):
+                    for hook in (
+                        *checkpointer.hooks.values(),
+                        *journal.hooks.values(),
+                        *journal.after.values(),
+                    ):
                         if isinstance(hook, Stop):
                             hook.go()
             if failure is not None:

@@ -62,6 +62,7 @@ async def test_the_gate_does_not_wait_for_ever(tmp_path: Path) -> None:
         assert (await begin(box, "t2")).number == 2
 
 
+@pytest.mark.xfail(strict=True, reason="sandbox._pass_gate: wait_for(…, 0) never looks, on Python 3.11")
 async def test_an_open_gate_needs_no_time(tmp_path: Path) -> None:
     async with Scene.open(tmp_path) as scene:
         box = await scene.attach("web")
@@ -102,6 +103,7 @@ async def _cancelled_begin(scene: Scene, box: SandboxCoordinator) -> None:
         await first
 
 
+@pytest.mark.xfail(strict=True, reason="sandbox.update forgets in memory what a cancelled append wrote")
 async def test_a_number_is_not_given_twice_after_a_cancelled_begin(tmp_path: Path) -> None:
     async with Scene.open(tmp_path) as scene:
         box = await scene.attach("web")
@@ -112,6 +114,7 @@ async def test_a_number_is_not_given_twice_after_a_cancelled_begin(tmp_path: Pat
         assert scene.journal.sandboxes() == [box.record]
 
 
+@pytest.mark.xfail(strict=True, reason="sandbox.update forgets in memory what a cancelled append wrote")
 async def test_a_cancelled_begin_may_be_repeated(tmp_path: Path) -> None:
     async with Scene.open(tmp_path) as scene:
         box = await scene.attach("web")
@@ -160,7 +163,9 @@ async def test_one_sandboxs_slow_commit_holds_up_nobody(tmp_path: Path) -> None:
         ]
         assert boxes[0].turn(1).state is TurnState.CAPTURED
         # The others go on with their next turns, and so does the one itself.
-        assert [turn.number for turn in await asyncio.gather(*(begin(box, "t2") for box in boxes))] == [2] * 20
+        assert [turn.number for turn in await asyncio.gather(*(begin(box, "t2") for box in boxes))] == [
+            2
+        ] * 20
         commit.go()
         assert (await kept(boxes[0], 1)).state is TurnState.DURABLE
 
@@ -192,6 +197,7 @@ async def test_captures_of_one_sandbox_build_on_each_other(tmp_path: Path) -> No
         ]
 
 
+@pytest.mark.xfail(strict=True, reason="sandbox._close_turn: who holds next is before the spawned process")
 async def test_a_turn_closed_for_a_restore_is_captured_before_it(tmp_path: Path) -> None:
     """What restore and detach do: close the open turn, then take the sandbox for themselves."""
     async with Scene.open(tmp_path) as scene:
@@ -218,7 +224,18 @@ async def test_the_gate_is_shut_while_somebody_holds_the_sandbox(tmp_path: Path)
         assert (await begin(box, "t1")).number == 1
 
 
-@pytest.mark.parametrize("kind", ["captured", "durable"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "captured",
+        pytest.param(
+            "durable",
+            marks=pytest.mark.xfail(
+                strict=True, reason="sandbox.update builds on a turn that was read before its lock"
+            ),
+        ),
+    ],
+)
 async def test_a_harness_state_that_meets_a_commit(tmp_path: Path, kind: str) -> None:
     """The state arrives while the commit is being journaled: neither is lost."""
     state = HarnessState(snapshot_id="0" * 64, size=1, blake3="")

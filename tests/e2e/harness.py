@@ -155,17 +155,23 @@ class Box:
 
     def sh(self, command: str, *, check: bool = True, user: str = "") -> str:
         """Run a shell command in it, return its output."""
-        code, output = self.container.exec_run(["bash", "-c", command], user=user)
+        code, output = self.run(["bash", "-c", command], user=user)
         text = output.decode(errors="backslashreplace")
         assert not check or code == 0, f"{command!r} exited with {code}: {text}"
         return text
 
     def look(self, tops: str = "/", skip: str = "/proc /sys /tmp/look") -> dict[str, Any]:
         """Return everything about every file, as an independent program sees it."""
-        code, output = self.container.exec_run(["python3", "-B", "-c", LOOK, tops, *skip.split()], demux=True)
+        code, output = self.run(["python3", "-B", "-c", LOOK, tops, *skip.split()])
         assert code == 0, output
-        found: dict[str, Any] = json.loads(output[0])
+        found: dict[str, Any] = json.loads(output)
         return found
+
+    def run(self, command: list[str], user: str = "") -> tuple[int, bytes]:
+        """Run a program in it; return its exit code, and all that it printed."""
+        result = self.container.exec_run(command, user=user)
+        assert isinstance(result.output, bytes)
+        return result.exit_code or 0, result.output
 
     def state(self) -> Mapping[str, Any]:
         """Return what the engine says of its state."""
@@ -183,7 +189,9 @@ def turn(box: Box, sandbox: Sandbox, command: str, *, wait: bool = True, **optio
     """Run one command as a turn and wait until it is kept."""
     with sandbox.turn(label=command[:100], **options) as open_turn:
         box.sh(command)
-    return open_turn.wait() if wait else open_turn.info
+    info = open_turn.wait() if wait else open_turn.info
+    assert info is not None
+    return info
 
 
 def wait_until(condition: Callable[[], Any], what: str, detail: Callable[[], str] = str) -> Any:

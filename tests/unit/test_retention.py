@@ -53,7 +53,9 @@ def left(checkpoints: list[Checkpoint], policy: RetentionPolicy, stored_bytes: i
     return [datetime.fromtimestamp(each.created_at_ns // 10**9, UTC).strftime("%d %H:%M") for each in stay]
 
 
-DAYS = [made(at) for at in ("01 09:00", "01 10:10", "01 10:50", "02 00:00", "02 23:59", "03 00:00", "03 08:00")]
+DAYS = [
+    made(at) for at in ("01 09:00", "01 10:10", "01 10:50", "02 00:00", "02 23:59", "03 00:00", "03 08:00")
+]
 
 POLICIES = [
     (RetentionPolicy(), [-7, -6, -5, -4, -3, -2, -1]),
@@ -148,7 +150,9 @@ def test_the_last_n_stay_whatever_else_is_said(
     )
     gone = {each.id for each in to_delete(checkpoints, policy, (), 10**6)}
     for sandbox in "abc":
-        own = sorted((each for each in checkpoints if each.sandbox_id == sandbox), key=lambda c: c.created_at_ns)
+        own = sorted(
+            (each for each in checkpoints if each.sandbox_id == sandbox), key=lambda c: c.created_at_ns
+        )
         newest = {each.created_at_ns for each in own[-count:]}
         stay = [each for each in own if each.id not in gone]
         assert newest <= {each.created_at_ns for each in stay}

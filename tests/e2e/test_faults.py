@@ -1,0 +1,198 @@
+"""Full disks, lost engines, hostile sandboxes: a clear failure of that turn alone, and then on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from turnkeep.client.sync import Client
+from turnkeep.errors import ResourceExhausted, TurnkeepError
+from turnkeep.model import TurnState
+
+from tests.e2e.harness import Box, Daemon, turn, wait_until
+
+
+@pytest.fixture
+def small_disk(engine: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system of 24 MiB."""
+    folder = tmp_path_factory.mktemp("small")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "small", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_fails_turns_clearly_and_passes(small_disk: Path, box: Box) -> None:
+    daemon = Daemon(small_disk)
+    daemon.start()
+    ballast = small_disk / "ballast"
+    try:
+        with daemon.connect() as tk:
+            sandbox = tk.attach(box.name)
+            turn(box, sandbox, "echo 1 > /a")
+            with sandbox.turn(label="too much") as big:
+                box.sh("head -c 40000000 /dev/urandom > /big")
+            with pytest.raises(TurnkeepError, match="full"):
+                big.wait()
+            assert box.freezer() == "THAWED"
+            assert box.sh("echo alive") == "alive\n"
+            box.sh("rm /big")
+            again = turn(box, sandbox, "echo 2 > /a")
+            assert again.state is TurnState.DURABLE
+            # To the last byte: now nothing can be recorded at all.
+            _fill(ballast)
+            with pytest.raises(TurnkeepError):
+                turn(box, sandbox, "head -c 300000 /dev/urandom > /b")
+            ballast.unlink()
+            tk.prune()
+            after = sandbox.turn(label="after", take_over=True)
+            with after:
+                box.sh("echo 3 > /a")
+            assert after.wait().state is TurnState.DURABLE
+            assert tk.check().ok
+            sandbox.restore(turn=1)
+            assert box.sh("cat /a") == "1\n"
+    finally:
+        daemon.stop()
+
+
+def _fill(path: Path) -> None:
+    """Write until there is no room."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    with contextlib.suppress(OSError):
+        while os.write(fd, bytes(4096)):
+            pass
+    os.close(fd)
+    assert os.statvfs(path).f_bavail == 0
+
+
+def test_a_harness_state_that_does_not_fit_is_refused(small_disk: Path, box: Box) -> None:
+    daemon = Daemon(small_disk)
+    daemon.start()
+    try:
+        with daemon.connect() as tk:
+            sandbox = tk.attach(box.name)
+            with sandbox.turn(label="x") as open_turn:
+                pass
+            open_turn.put_state(b"fits")
+            with pytest.raises(ResourceExhausted):
+                open_turn.put_state(os.urandom(40_000_000))
+            assert sandbox.state(1) == b"fits"
+    finally:
+        daemon.stop()
+
+
+def test_an_engine_that_is_gone_is_said_to_be(daemon: Daemon, box: Box) -> None:
+    daemon.stop()
+    daemon.configure('docker_host = "unix:///nowhere/docker.sock"')
+    daemon.start()
+    with daemon.connect() as tk:
+        with pytest.raises(TurnkeepError, match="does not answer"):
+            tk.attach(box.name)
+        assert any("does not answer" in each for each in tk.status().degraded)
+
+
+def test_nobody_else_may_read_the_state_or_call(daemon: Daemon, box: Box, tk: Client) -> None:
+    turn(box, tk.attach(box.name), "echo 1 > /a")
+    assert stat.S_IMODE(daemon.state.stat().st_mode) == 0o700
+    for path in daemon.state.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    socket = daemon.folder / "turnkeep.sock"
+    assert stat.S_IMODE(socket.stat().st_mode) == 0o660
+
+
+DEEP = """
+import os
+os.chdir("/")
+for n in range(1500):
+    os.mkdir("deep%d" % n)
+    os.chdir("deep%d" % n)
+"""
+MANY = """
+for n in range(20000):
+    open(b"/tmp/\\xff%d" % n, "w").close()
+"""
+HARDLINKS = """
+import os
+open("/linked", "w").close()
+for n in range(2000):
+    os.link("/linked", "/l%d" % n)
+"""
+ATTACKS = {
+    "fifos": "mkfifo /etc/fifo; mknod /dev/kmsg2 p",
+    "deep": f"python3 -c '{DEEP}'",
+    "sparse": "truncate -s 1P /huge 2>/dev/null || truncate -s 15T /huge",
+    "many": f"python3 -c '{MANY}'",
+    "hardlinks": f"python3 -c '{HARDLINKS}'",
+    "loops": "ln -s / /loop; ln -s /proc/self/root /root2; mkdir /x; cd /x; ln -s ../x x",
+    "suid": "cp /bin/ls /suid; chmod 6777 /suid; touch /etc/.wh.passwd /etc/.wh..wh..opq",
+    "imitation": "python3 -c \"open('/tmp/pack', 'wb').write(b'TURNPACK' * 10000)\"",
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_a_hostile_turn_is_captured_and_restored(tk: Client, box: Box, attack: str) -> None:
+    sandbox = tk.attach(box.name)
+    turn(box, sandbox, "echo 0 > /calm")
+    hostile = turn(box, sandbox, attack)
+    assert hostile.state is TurnState.DURABLE
+    assert box.freezer() == "THAWED"
+    sandbox.restore(turn=1)
+    result = sandbox.restore(turn=2, verify="full")
+    assert result.actual_digest == result.expected_digest
+    sandbox.restore(turn=1, mode="cold")
+    result = sandbox.restore(turn=2, mode="cold")
+    assert result.actual_digest == result.expected_digest
+
+
+def test_a_sandbox_that_never_rests_is_captured_consistently(tk: Client, box: Box) -> None:
+    """Two files that a process keeps equal are equal in every checkpoint, to the write."""
+    writer = (
+        "import os\n"
+        "files = [os.open(path, os.O_WRONLY | os.O_CREAT) for path in ('/first', '/second')]\n"
+        "number = 0\n"
+        "while True:\n"
+        "    number += 1\n"
+        "    for file in files: os.pwrite(file, b'%020d' % number, 0)\n"
+    )
+    box.container.exec_run(["python3", "-c", writer], detach=True)
+    wait_until(lambda: box.sh("cat /second", check=False).strip().isdigit(), "the writer runs")
+    sandbox = tk.attach(box.name)
+    for _ in range(10):
+        turn(box, sandbox, "true")
+    for number in range(1, 11):
+        sandbox.restore(turn=number)
+        first, second = (int(box.sh(f"cat /{name}")) for name in ("first", "second"))
+        assert first - second in (0, 1), f"turn {number}: {first} and {second} are not of one instant"
+
+
+def test_a_folder_swapped_for_a_symlink_in_a_tight_loop_reaches_nothing_outside(
+    tk: Client, make: Callable[..., Box], tmp_path: Path
+) -> None:
+    """The sandbox races every inspection and capture; what is captured is its own."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key").write_text("the host's secret")
+    box = make()
+    box.sh(f"mkdir -p {secret.parent} /real && echo own > /real/key")
+    box.container.exec_run(
+        [
+            "bash",
+            "-c",
+            f"while true; do mv /real {secret}; mv {secret} /real; ln -s {secret} /l; mv /l /real; done",
+        ],
+        detach=True,
+    )
+    sandbox = tk.attach(box.name)
+    for _ in range(8):
+        turn(box, sandbox, "true", wait=False)
+        sandbox.wait()
+    store = b"".join(path.read_bytes() for path in sorted((tmp_path).rglob("*")) if path.is_file())
+    assert store == b"the host's secret"
+    for change in sandbox.diff(sandbox.checkpoints()[0].id):
+        assert "secret" not in change.path or str(secret) in change.path
+    assert tk.check().ok
