@@ -10,6 +10,7 @@ from turnkeep_store.errors import Damaged
 from turnkeep_store.ids import SnapshotId, TreeId
 from turnkeep_store.kinds import BlobKind
 from turnkeep_store.repository import Repository
+from turnkeep_store.snapshot import Snapshot
 from turnkeep_store.tree import Directory, Entry, NodeType
 
 from turnkeep.checkpoints import STATE_KIND
@@ -78,6 +79,15 @@ def read_state(repository: Repository, state: HarnessState) -> Iterator[bytes]:
             yield from _zeros(entry.size - position)
         if entry.size != state.size:
             raise Damaged(f"harness state {state.snapshot_id[:12]}: {entry.size} bytes, not {state.size}")
+
+
+def state_of(repository: Repository, snapshot: Snapshot) -> HarnessState:
+    """Return what a turn records of a state that is in the store."""
+    entry = repository.read_directory(snapshot.tree).entries[_NAME]
+    hasher = blake3()
+    for piece in read_state(repository, HarnessState(snapshot_id=snapshot.id, size=entry.size, blake3="")):
+        hasher.update(piece)
+    return HarnessState(snapshot_id=snapshot.id, size=entry.size, blake3=hasher.hexdigest())
 
 
 def _zeros(count: int) -> Iterator[bytes]:

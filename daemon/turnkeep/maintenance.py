@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from turnkeep_store.check import CheckReport, check
+from turnkeep_store.check import CheckReport, check, rebuild_index
 from turnkeep_store.prune import prune
 
 from turnkeep.coordinator.deps import run
@@ -80,9 +80,14 @@ async def _unpin(registry: Registry) -> None:
             continue
 
 
-async def check_store(registry: Registry, *, read_data: bool, progress: Progress) -> CheckReport:
-    """Verify everything in the store."""
+async def check_store(
+    registry: Registry, *, read_data: bool, rebuild: bool, progress: Progress
+) -> CheckReport:
+    """Verify everything in the store; first make its index anew from the packs, if asked to."""
     deps = registry.deps
+    if rebuild:
+        progress("rebuild the index", 0, 0)
+        await run(deps.pools.commit, rebuild_index, deps.repository)
     return await run(
         deps.pools.commit,
         check,

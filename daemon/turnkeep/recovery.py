@@ -6,14 +6,14 @@ nothing to do.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import structlog
 from turnkeep_store.errors import SnapshotNotFound, StoreError
-from turnkeep_store.ids import SnapshotId
 from turnkeep_store.snapshot import Snapshot
 
 from turnkeep.checkpoints import KIND, STATE_KIND, checkpoint_of
@@ -22,11 +22,13 @@ from turnkeep.coordinator.deps import Deps, run
 from turnkeep.coordinator.registry import Registry
 from turnkeep.coordinator.sandbox import SandboxCoordinator, describe, head_baseline
 from turnkeep.errors import ContainerNotFound, TurnkeepError
+from turnkeep.harness_state import state_of
 from turnkeep.journal import Change, Delete, Intent, put_checkpoint, put_sandbox, put_turn
 from turnkeep.model import (
     Checkpoint,
     CheckpointId,
     ContainerState,
+    SandboxId,
     SandboxRecord,
     Turn,
     TurnNumber,
@@ -61,7 +63,7 @@ def agree_with_store(deps: Deps, done: list[str]) -> None:
     """Make the journal agree with the store, which is the truth about checkpoints.
 
     A checkpoint that was committed and not journaled is adopted; one that was
-    deleted there is forgotten here; harness states that no turn names go.
+    deleted there is forgotten here; harness states are given back to their turns.
     """
     journal = deps.journal
     stored: dict[str, Checkpoint] = {}
@@ -85,7 +87,7 @@ def agree_with_store(deps: Deps, done: list[str]) -> None:
             _adopt_checkpoint(deps, checkpoint, done)
     for missing in known - stored.keys():
         _forget_checkpoint(deps, missing, done)
-    _sweep_states(deps, states, done)
+    _settle_states(deps, states, done)
 
 
 def _adopt_checkpoint(deps: Deps, checkpoint: Checkpoint, done: list[str]) -> None:
@@ -183,20 +185,69 @@ def _forget_checkpoint(deps: Deps, checkpoint_id: CheckpointId, done: list[str])
     done.append(f"forgot checkpoint {checkpoint_id[:12]}: its record is not in the store")
 
 
-def _sweep_states(deps: Deps, states: Iterable[str], done: list[str]) -> None:
+def _settle_states(deps: Deps, states: Mapping[str, Snapshot], done: list[str]) -> None:
+    """Give harness states that no turn names to the turn that they name, or remove them."""
     journal = deps.journal
+    records = {record.id: record for record in journal.sandboxes()}
     named = {
         turn.harness_state.snapshot_id
-        for record in journal.sandboxes()
+        for record in records.values()
         for turn in journal.turns(record.id)
         if turn.harness_state is not None
     }
-    for snapshot_id in set(states) - named:
-        try:
-            deps.repository.delete(SnapshotId(snapshot_id))
-        except (SnapshotNotFound, StoreError):
+    for snapshot_id in sorted(states.keys() - named, key=lambda each: states[each].created_ns):
+        snapshot = states[snapshot_id]
+        record = records.get(SandboxId(str(snapshot.metadata.get("sandbox"))))
+        number = snapshot.metadata.get("turn")
+        if record is None or not isinstance(number, int) or number < 1:
+            adopted = False
+        else:
+            adopted = _adopt_state(deps, record, TurnNumber(number), snapshot)
+        if adopted and record is not None:
+            records = {each.id: each for each in journal.sandboxes()}
+            done.append(f"took over the harness state of turn {number} of {record.name}")
             continue
+        with contextlib.suppress(SnapshotNotFound):
+            deps.repository.delete(snapshot.id)
         done.append(f"removed a harness state that no turn names ({snapshot_id[:12]})")
+
+
+def _adopt_state(deps: Deps, record: SandboxRecord, number: TurnNumber, snapshot: Snapshot) -> bool:
+    """Record a state with its turn. A turn that the journal lost had nothing else to
+    keep: it was skipped, and its checkpoint is the last one before."""
+    journal = deps.journal
+    turn = journal.turn(record.id, number)
+    if turn is not None and turn.harness_state is not None:
+        return False
+    if turn is None:
+        earlier = [
+            each for each in journal.checkpoints(record.id) if each.created_at_ns < snapshot.created_ns
+        ]
+        if not earlier:
+            return False
+        turn = replace(
+            _turn_of(earlier[-1]),
+            number=number,
+            state=TurnState.SKIPPED,
+            parent=earlier[-1].turn,
+            checkpoint_id=earlier[-1].id,
+            began_at_ns=snapshot.created_ns,
+            ended_at_ns=snapshot.created_ns,
+        )
+    turn = replace(turn, harness_state=state_of(deps.repository, snapshot))
+    record = replace(
+        record,
+        last_turn=TurnNumber(max(record.last_turn, number)),
+        head_turn=TurnNumber(number) if number > record.last_turn else record.head_turn,
+    )
+    journal.append(
+        "harness_state",
+        "found in the store at start",
+        sandbox=record,
+        turn=number,
+        changes=(put_turn(turn), put_sandbox(record)),
+    )
+    return True
 
 
 async def _thaw(sandbox: SandboxCoordinator, done: list[str]) -> None:

@@ -215,7 +215,7 @@ async def test_a_failure_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         scene.containers["web"].files[b"a"] = b"2"
         await end(box, "t1")
         await inspect.reached()
-        waiting = asyncio.ensure_future(box.wait(1, TurnState.DURABLE, 2.0))
+        waiting = asyncio.ensure_future(box.wait(1, TurnState.DURABLE, 0.5))
         scene.journal.hooks["*"] = Fault(full(), times=10**9)
         inspect.go()
         with pytest.raises(TurnFailed):

@@ -213,14 +213,18 @@ async def test_a_turn_closed_for_a_restore_is_captured_before_it(tmp_path: Path)
         assert scene.files_of(found.checkpoint_id) == {b"a": b"2"}
 
 
+async def _hold_and_fail(box: SandboxCoordinator) -> None:
+    async with box.holding():
+        with pytest.raises(GateTimeout):
+            await begin(box, "t1", gate_timeout_s=0.01)
+        raise ZeroDivisionError
+
+
 async def test_the_gate_is_shut_while_somebody_holds_the_sandbox(tmp_path: Path) -> None:
     async with Scene.open(tmp_path) as scene:
         box = await scene.attach("web")
         with pytest.raises(ZeroDivisionError):
-            async with box.holding():
-                with pytest.raises(GateTimeout):
-                    await begin(box, "t1", gate_timeout_s=0.01)
-                raise ZeroDivisionError
+            await _hold_and_fail(box)
         assert (await begin(box, "t1")).number == 1
 
 

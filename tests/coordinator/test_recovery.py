@@ -57,6 +57,11 @@ def state_of(scene: Scene, number: int) -> Turn:
     return turn
 
 
+def _lose_journal(folder: Path) -> None:
+    for file in folder.glob("journal.sqlite*"):
+        file.unlink()
+
+
 async def _crash_in(scene: Scene, kind: str, **files: bytes) -> None:
     """Do a turn, and let the daemon die when it journals this."""
     box = await scene.attach("web", a=b"1")
@@ -106,8 +111,7 @@ async def test_the_journals_loss_costs_no_checkpoint(tmp_path: Path) -> None:
         await play_turn(scene, box, "t2")
         await play_turn(scene, box, "t3", b=b"3")
         checkpoints, record = scene.journal.checkpoints(), box.record
-    for file in tmp_path.glob("journal.sqlite*"):
-        file.unlink()
+    _lose_journal(tmp_path)
     async with Scene.open(tmp_path) as scene:
         again = await restart(scene, a=b"2", b=b"3")
         assert scene.journal.checkpoints() == checkpoints
@@ -131,8 +135,7 @@ async def test_a_lost_journal_skips_deleted_parents(tmp_path: Path) -> None:
         first, second, third, fourth = scene.journal.checkpoints()
         for gone in (second, third):
             scene.repository.delete(SnapshotId(gone.id))
-    for file in tmp_path.glob("journal.sqlite*"):
-        file.unlink()
+    _lose_journal(tmp_path)
     async with Scene.open(tmp_path) as scene:
         await restart(scene, a=b"4")
         assert [(each.id, each.parent_id) for each in scene.journal.checkpoints()] == [
@@ -301,7 +304,7 @@ async def test_a_recovery_that_is_cut_off_is_done_again(tmp_path: Path) -> None:
         assert scene.journal.checkpoints() == expected
 
 
-async def test_a_damaged_journal_is_moved_aside(tmp_path: Path) -> None:
+def test_a_damaged_journal_is_moved_aside(tmp_path: Path) -> None:
     journal = tmp_path / "journal.sqlite"
     for suffix in ("", "-wal", "-shm"):
         journal.with_name(f"journal.sqlite{suffix}").write_bytes(suffix.encode())

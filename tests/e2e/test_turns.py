@@ -176,6 +176,18 @@ def test_harness_state_comes_back_with_the_turn_also_a_skipped_one(tk: Client, b
     assert box.sh("cat /a") == "1\n"
 
 
+def test_a_harness_state_and_a_capture_that_meet_lose_neither(tk: Client, box: Box) -> None:
+    sandbox = tk.attach(box.name)
+    for number in range(1, 31):
+        with sandbox.turn(label=str(number)) as open_turn:
+            box.sh(f"echo {number} > /a" if number % 2 else "true")
+        open_turn.put_state(b"state %d" % number)
+        done = open_turn.wait()
+        assert done.state is (TurnState.DURABLE if number % 2 else TurnState.SKIPPED)
+        assert done.checkpoint_id
+        assert sandbox.state(number) == b"state %d" % number
+
+
 def test_a_harness_state_over_the_limit_is_refused_and_nothing_is_lost(tk: Client, box: Box) -> None:
     sandbox = tk.attach(box.name)
     with sandbox.turn(label="x") as open_turn:

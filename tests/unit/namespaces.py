@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ class Namespace:
 
     def run(self, *command: str | Path) -> None:
         """Run a command inside."""
-        subprocess.run(["nsenter", f"--mount=/proc/{self.pid}/ns/mnt", *map(os.fspath, command)], check=True)
+        subprocess.run(["nsenter", f"--mount=/proc/{self.pid}/ns/mnt", *map(str, command)], check=True)
 
     def mount(self, fs_type: str, options: str, target: Path) -> None:
         """Mount something inside."""

@@ -92,12 +92,13 @@ def wrong_for(hint: Any) -> list[Any]:
         return [None, "text", 5, []]
     if issubclass(hint, enum.Enum):
         return [None, "no such", 5, [], {}]
-    return {
+    scalars: dict[Any, list[Any]] = {
         str: [None, 5, [], {}, True],
         int: [None, "5", 5.5, []],
         float: [None, "5", []],
         bool: [None, 1, "true"],
-    }[hint]
+    }
+    return scalars[hint]
 
 
 CASES = [

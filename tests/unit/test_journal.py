@@ -254,6 +254,11 @@ def test_a_newer_journal_is_refused(path: Path) -> None:
         Journal(path)
 
 
+def _fill(journal: Journal) -> None:
+    for number in range(1, 10_000):
+        journal.append("t", "x" * 100, changes=[put_turn(a_turn(number))])
+
+
 @pytest.mark.xfail(
     strict=True, reason="journal._transaction: SQLite has rolled back, so ROLLBACK fails and hides why"
 )
@@ -262,8 +267,7 @@ def test_a_full_disk_is_said_and_survived(path: Path, journal: Journal) -> None:
     (pages,) = journal._db.execute("PRAGMA page_count").fetchone()
     journal._db.execute(f"PRAGMA max_page_count = {pages + 2}")
     with pytest.raises(ResourceExhausted, match="full") as raised:
-        for number in range(1, 10_000):
-            journal.append("t", "x" * 100, changes=[put_turn(a_turn(number))])
+        _fill(journal)
     assert "make room" in raised.value.hint
     written = journal.events()
     assert len(journal.turns(WEB.id)) == len(written) - 1

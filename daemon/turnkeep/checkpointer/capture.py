@@ -30,7 +30,7 @@ from turnkeep_store.snapshot import Snapshot
 from turnkeep_store.tree import Directory, Entry, NodeType
 from turnkeep_store.writer import BlobWriter, HashOnlySink
 
-from turnkeep.checkpointer.arena import ArenaFull, CopyAhead
+from turnkeep.checkpointer.arena import CopyAhead
 from turnkeep.checkpointer.inspection import (
     PlaceReading,
     Reader,
@@ -173,6 +173,7 @@ class Checkpointer:
         """
         frozen_ns = 0
         for attempt in range(1, self._limits.capture_attempts + 1):
+            began_ns = time.monotonic_ns()
             try:
                 with inspection.view.frozen(self._limits.freeze_budget_s) as freeze:
                     inspection.ahead.frozen = True
@@ -183,11 +184,12 @@ class Checkpointer:
                 capture.freeze_ns = frozen_ns + (freeze.ns if freeze is not None else 0)
                 inspection.ahead.settle()
                 return capture
-            except ArenaFull:
+            except CaptureFailed:
+                # Too much changed inside the freeze, or it lasted too long: most
+                # of that was copied now, so that the next one has less to do.
                 if attempt == self._limits.capture_attempts:
                     raise
-                if freeze is not None:
-                    frozen_ns += freeze.ns
+                frozen_ns += time.monotonic_ns() - began_ns
                 inspection.ahead.settle()
                 self._copy_again(inspection, baseline)
         raise CaptureFailed("no attempt was made", hint="limits.capture_attempts has to be 1 or more")

@@ -54,12 +54,15 @@ def prune(
 def check(
     ctx: typer.Context,
     skip_data: Annotated[bool, typer.Option("--skip-data", help="Do not read file content.")] = False,
+    rebuild_index: Annotated[
+        bool, typer.Option("--rebuild-index", help="First make the index anew from the packs.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Verify everything in the store. Exits with 8 when something is damaged."""
     run = started(ctx, json=json)
     with run.connect(acting=True) as tk, printing.progress_bar(run.err) as show:
-        found = tk.check(skip_data=skip_data, on_progress=show)
+        found = tk.check(skip_data=skip_data, rebuild_index=rebuild_index, on_progress=show)
     if json:
         printing.emit(found)
     else:

@@ -116,10 +116,18 @@ class AsyncClient:
         return await self._link.work(calls.prune(policy, dry_run=dry_run), on_progress)
 
     async def check(
-        self, *, skip_data: bool = False, on_progress: OnProgress | None = None
+        self,
+        *,
+        skip_data: bool = False,
+        rebuild_index: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> values.CheckResult:
-        """Verify everything in the store. Damage is in the result, not raised."""
-        return await self._link.work(calls.check(skip_data=skip_data), on_progress)
+        """Verify everything in the store. Damage is in the result, not raised.
+
+        With `rebuild_index`, the index is first made anew from the packs.
+        """
+        request = calls.check(skip_data=skip_data, rebuild_index=rebuild_index)
+        return await self._link.work(request, on_progress)
 
     async def status(self) -> values.HostStatus:
         """Return what the daemon says of itself, its host and its store."""

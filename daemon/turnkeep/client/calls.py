@@ -309,9 +309,9 @@ def prune(policy: RetentionPolicy | None, *, dry_run: bool) -> Stream[values.Pro
     )
 
 
-def check(*, skip_data: bool) -> Stream[values.Progress | values.CheckResult]:
+def check(*, skip_data: bool, rebuild_index: bool) -> Stream[values.Progress | values.CheckResult]:
     """Verify the store."""
-    request = pb.CheckStoreRequest(skip_data=skip_data)
+    request = pb.CheckStoreRequest(skip_data=skip_data, rebuild_index=rebuild_index)
     return Stream(method="CheckStore", request=request, read=convert.check_step, resume=lambda _: request)
 
 

@@ -411,7 +411,10 @@ class SandboxCoordinator:
             await run(pool, self.deps.checkpointer.settle, inspection, self.baseline)
             return None
         capture = await self._capture(inspection, before_thaw)
-        draft = self._draft(container, capture, origin, inspection.decision, name=name, tags=tags)
+        decision = inspection.decision
+        if self.record.head_checkpoint_id is None:
+            decision = replace(decision, reason="the first checkpoint: the state at the attach", unsure=())
+        draft = self._draft(container, capture, origin, decision, name=name, tags=tags)
         checkpoint = await self.commit(capture, draft)
         await self.record_checkpoint(checkpoint, None, changes=answers(checkpoint))
         return checkpoint
@@ -582,7 +585,7 @@ class SandboxCoordinator:
         async with self._writing:
             changes = tuple(changes)
             if turn is not None:
-                turn = replace(self._active.get(turn.number, turn), **fields)
+                turn = replace(await self._latest(turn), **fields)
                 changes = (*changes, put_turn(turn))
             updated = replace(self.record, **(record or {}))
             if record:
@@ -597,6 +600,15 @@ class SandboxCoordinator:
                     self._open = turn
         await self._notify()
         return turn  # type: ignore[return-value]
+
+    async def _latest(self, turn: Turn) -> Turn:
+        """Return a turn as it is now. The caller's may be from before it waited for its place:
+        what was journaled of the turn meanwhile must not be undone."""
+        active = self._active.get(turn.number)
+        if active is not None:
+            return active
+        journal = self.deps.journal
+        return await run(self.deps.pools.journal, journal.turn, turn.sandbox_id, turn.number) or turn
 
     async def record_event(
         self,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from turnkeep_store.archiver import same_attributes
 from turnkeep_store.diff import Delta
+from turnkeep_store.layers import LayerView
 from turnkeep_store.tree import Entry, NodeType
 
 from turnkeep.api.v1 import turnkeep_pb2 as pb
@@ -22,7 +24,7 @@ from turnkeep.model import (
     TurnMetadata,
     TurnState,
 )
-from turnkeep.paths import inside
+from turnkeep.paths import ROOTFS, inside
 
 _CONTAINER_STATES = {
     ContainerState.RUNNING: pb.CONTAINER_STATE_RUNNING,
@@ -154,11 +156,19 @@ def event_message(event: Event) -> pb.WatchEventsResponse:
     )
 
 
-def delta_message(delta: Delta) -> pb.DiffCheckpointsResponse:
-    before, after = delta.before, delta.after
+def delta_message(delta: Delta, image: LayerView | None) -> pb.DiffCheckpointsResponse | None:
+    """Return a difference as the sandbox sees it; None if it sees none.
+
+    A name that a tree leaves out is the image's. Without the image it cannot be
+    told whether that is there at all; the path then counts as added or removed.
+    """
+    before, after = _seen(delta.before, delta.path, image), _seen(delta.after, delta.path, image)
+    change = _kind_of_change(before, after)
+    if not change:
+        return None
     return pb.DiffCheckpointsResponse(
         path=inside(delta.path).decode("utf-8", "backslashreplace"),
-        change=_kind_of_change(before, after),
+        change=change,
         before_type=_type_name(before),
         after_type=_type_name(after),
         before_size=before.size if before is not None else 0,
@@ -168,26 +178,29 @@ def delta_message(delta: Delta) -> pb.DiffCheckpointsResponse:
     )
 
 
-def _kind_of_change(before: Entry | None, after: Entry | None) -> str:
-    """Name a difference as the sandbox sees it, not as the tree says it.
+def _seen(entry: Entry | None, path: bytes, image: LayerView | None) -> Entry | None:
+    """Return what the sandbox has at a path of which the tree says `entry`."""
+    if entry is not None:
+        return None if entry.type is NodeType.WHITEOUT else entry
+    slot, _, rest = path.partition(b"/")
+    return image.lookup(rest) if image is not None and slot == ROOTFS and rest else None
 
-    A name that the tree leaves out is the image's: whether it is there at all is
-    not in the tree, so a path that comes up for the first time counts as added
-    unless it replaces an image's.
-    """
-    if after is not None and after.type is NodeType.WHITEOUT:
-        return "removed"
-    if after is None:
-        return "removed" if before is not None and before.type is not NodeType.WHITEOUT else "added"
-    if before is None or before.type is NodeType.WHITEOUT:
-        return "added"
+
+def _kind_of_change(before: Entry | None, after: Entry | None) -> str:
+    """Name a difference; "" where only a folder's time differs."""
+    if before is None or after is None:
+        if before is after:
+            return ""
+        return "added" if before is None else "removed"
     if before.type is not after.type:
         return "type"
+    if before.is_directory and same_attributes(before, after):
+        return ""
     return "changed" if before.content != after.content or before.target != after.target else "metadata"
 
 
 def _type_name(entry: Entry | None) -> str:
-    if entry is None or entry.type is NodeType.WHITEOUT:
+    if entry is None:
         return ""
     return entry.type.name.lower().replace("_", " ")
 

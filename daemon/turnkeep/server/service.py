@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
 import queue
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from turnkeep_store.diff import Delta, diff
+from turnkeep_store.diff import diff
 from turnkeep_store.errors import SnapshotNotFound
 from turnkeep_store.ids import SnapshotId, TreeId
+from turnkeep_store.layers import LayerView
 
 from turnkeep import maintenance
 from turnkeep.api.v1 import turnkeep_pb2 as pb
@@ -348,17 +351,26 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
             after, _ = await self._registry.checkpoint("", checkpoint=owner.record.head_checkpoint_id or "")
         if before.layers != after.layers:
             raise Conflict("the two stand on different images", object=f"checkpoint {before.id[:12]}")
-        deltas = diff(
-            self._deps.repository, TreeId(bytes.fromhex(before.tree)), TreeId(bytes.fromhex(after.tree))
-        )
+        with self._deps.repository.lease("diff"), self._image_below(after) as image:
+            found = diff(
+                self._deps.repository, TreeId(bytes.fromhex(before.tree)), TreeId(bytes.fromhex(after.tree))
+            )
+            messages = filter(None, (convert.delta_message(delta, image) for delta in found))
 
-        def batch() -> list[Delta]:
-            return [delta for delta, _ in zip(deltas, range(_DIFF_BATCH), strict=False)]
+            def batch() -> list[pb.DiffCheckpointsResponse]:
+                return list(itertools.islice(messages, _DIFF_BATCH))
 
-        with self._deps.repository.lease("diff"):
-            while found := await run(self._deps.pools.commit, batch):
-                for delta in found:
-                    yield convert.delta_message(delta)
+            while sent := await run(self._deps.pools.commit, batch):
+                for message in sent:
+                    yield message
+
+    def _image_below(self, checkpoint: Checkpoint) -> contextlib.AbstractContextManager[LayerView | None]:
+        """Return the layers that a checkpoint stands on, if its sandbox's container has them here."""
+        owner = self._registry.sandboxes.get(checkpoint.sandbox_id)
+        if owner is None or owner.places is None:
+            return contextlib.nullcontext()
+        # A view of its own: one thread at a time may use one.
+        return LayerView(owner.places.rootfs.layers)
 
     # -- events and the store ----------------------------------------------
 
@@ -444,7 +456,10 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
     ) -> AsyncIterator[pb.CheckStoreResponse]:
         async def work(progress: Callable[[str, int, int], None]) -> pb.CheckResult:
             report = await maintenance.check_store(
-                self._registry, read_data=not request.skip_data, progress=progress
+                self._registry,
+                read_data=not request.skip_data,
+                rebuild=request.rebuild_index,
+                progress=progress,
             )
             size = await run(self._deps.pools.commit, self._deps.repository.size)
             return pb.CheckResult(
@@ -453,6 +468,7 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
                 checkpoints=len(self._deps.journal.checkpoints()),
                 blobs=report.blobs,
                 bytes=size.stored_bytes,
+                index_rebuilt=request.rebuild_index,
             )
 
         async for step in _with_progress(work):

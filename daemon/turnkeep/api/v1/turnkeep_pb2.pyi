@@ -2089,16 +2089,20 @@ class CheckStoreRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SKIP_DATA_FIELD_NUMBER: _builtins.int
+    REBUILD_INDEX_FIELD_NUMBER: _builtins.int
     skip_data: _builtins.bool
     """Verify structure only, do not read file content."""
+    rebuild_index: _builtins.bool
+    """First make the index anew from the packs."""
     def __init__(
         self,
         *,
         skip_data: _builtins.bool = ...,
+        rebuild_index: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["skip_data", b"skip_data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rebuild_index", b"rebuild_index", "skip_data", b"skip_data"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
