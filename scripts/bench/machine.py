@@ -23,12 +23,17 @@ def describe(engine: Mapping[str, Any], version: str, folder: Path) -> dict[str,
         "turnkeep": f"{version}{_revision()}",
         "cpu": f"{_cpu_model()}, {os.cpu_count()} cores",
         "memory": f"{psutil.virtual_memory().total / GIB:.1f} GiB",
-        "load": " ".join(f"{load:.2f}" for load in os.getloadavg()),
+        "load": f"{load()} before",
         "kernel": platform.release(),
         "engine": f"Docker {engine['ServerVersion']}, {driver}, cgroup v{engine.get('CgroupVersion', '1')}",
         "state": f"{_file_system(folder)}, {folder.parent}",
         "python": platform.python_version(),
     }
+
+
+def load() -> str:
+    """Return the last minute's load: what else the machine was busy with."""
+    return f"{os.getloadavg()[0]:.1f}"
 
 
 def _backing(engine: Mapping[str, Any]) -> str:

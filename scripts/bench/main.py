@@ -87,6 +87,7 @@ def _run(stack: contextlib.ExitStack, options: argparse.Namespace, interrupts: I
     rounds = Rounds(engine, sandbox, peer, folder / "state", options.files, interrupts)
     rounds.start(tk.attach(name))
     _measure(rounds, options.runs)
+    about["load"] += f", {machine.load()} after"
     found = report.figures(rounds.samples.values)
     took_s = time.monotonic() - started
     summary = (

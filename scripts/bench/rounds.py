@@ -99,6 +99,8 @@ class Rounds:
             Failed: something else happened than what was to be measured.
             TurnkeepError, DockerException: something failed.
         """
+        # Every restore goes back to the first turn, so that only this round's
+        # changes, in the same files, lie between.
         os.sync()
         self._floor()
         self._settle()
@@ -109,8 +111,8 @@ class Rounds:
         self._settle()
         self._restores()
         self._replace(tag)
-        # The engine keeps equal layers once, and is done sooner with the second:
-        # each way of committing gets a state of its own.
+        # The engine keeps equal layers once, so that one state committed twice is
+        # not the same work twice: each way of committing gets a state of its own.
         self._edit(self._container)
         self._commit(f"{tag}-second", pause=not self._pause_first)
 

@@ -53,8 +53,8 @@ def open_beneath(root_fd: int, path: bytes, flags: int, mode: int = 0, *, cross_
     fd = root_fd
     resolve = _RESOLVE & ~_RESOLVE_NO_XDEV if cross_mounts else _RESOLVE
     try:
-        while len(path) > _MAX_SEGMENT:
-            cut = path.rindex(b"/", 0, _MAX_SEGMENT)
+        # Without a slash to cut at, a name is too long, which the kernel says.
+        while len(path) > _MAX_SEGMENT and (cut := path.rfind(b"/", 0, _MAX_SEGMENT)) > 0:
             fd = _replace(fd, root_fd, _openat2(fd, path[:cut], O_PATH_NOFOLLOW | os.O_DIRECTORY, 0, resolve))
             path = path[cut + 1 :]
         return _openat2(fd, path or b".", flags | os.O_CLOEXEC, mode, resolve)

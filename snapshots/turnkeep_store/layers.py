@@ -88,10 +88,19 @@ class LayerView:
         """
         head = path.rpartition(b"/")[0]
         for index in self._layers_of(head):
-            with self._opened(index, path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
-                if fd is not None and stat.S_ISREG(os.fstat(fd).st_mode):
-                    yield fd
-                    return
+            with self._opened(index, path, O_PATH_NOFOLLOW) as fd:
+                if fd is None:
+                    continue
+                # The topmost name counts. What is no file must not be opened: a
+                # device would do something.
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    break
+                content = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                yield content
+            finally:
+                os.close(content)
+            return
         raise FileNotFoundError(os.fsdecode(path))
 
     def _layers_of(self, path: bytes) -> tuple[int, ...]:

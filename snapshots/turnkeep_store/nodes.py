@@ -14,8 +14,11 @@ from collections.abc import Iterable, Iterator
 from turnkeep_store.errors import LimitExceeded, RestoreMismatch, UnsafePath
 from turnkeep_store.tree import Entry, NodeType
 
-OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")
-"""Bookkeeping of overlayfs in its upper layer: no part of a sandbox's state."""
+OVERLAY_XATTRS = b"trusted.overlay."
+"""Bookkeeping of overlayfs in its upper layer: no part of a sandbox's state.
+
+`user.overlay.` is the sandbox's own, since its overlay is not mounted with `userxattr`.
+"""
 
 OPAQUE = b"trusted.overlay.opaque"
 _UNREADABLE_ALONE = (b"trusted.overlay.metacopy", b"trusted.overlay.redirect")

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from turnkeep_store.beneath import O_PATH_NOFOLLOW, open_beneath, parent_beneath
 from turnkeep_store.chunks import read_extents
-from turnkeep_store.diff import Delta
+from turnkeep_store.diff import Delta, walk
 from turnkeep_store.errors import RestoreMismatch
 from turnkeep_store.ids import BlobId, TreeId
 from turnkeep_store.layers import LayerView
@@ -90,6 +90,7 @@ class _Difference:
         self._image = image
         self._links: list[tuple[bytes, Entry]] = []
         self._folders: dict[bytes, Entry | None] = {}
+        self._new_inodes: set[bytes] = set()
         self.written = Written()
 
     def unlink_regrouped(self, deltas: list[Delta]) -> None:
@@ -130,6 +131,13 @@ class _Difference:
 
     def finish(self) -> None:
         """Make the hardlinks, then give the folders their attributes, deepest first."""
+        if self._new_inodes:
+            # Their further names are still those of the old inodes, also where
+            # the trees do not differ.
+            for path, entry in walk(self._source, self._want):
+                if entry.type is NodeType.HARDLINK and entry.target in self._new_inodes:
+                    self._links.append((path, entry))
+                    self._note_parent(path)
         for path, link in self._links:
             self._link(path, link)
         for path in sorted(self._folders, key=lambda each: (each.count(b"/"), each), reverse=True):
@@ -199,13 +207,19 @@ class _Difference:
         with parent_beneath(self._root, path) as (parent, name):
             same_type = have is not None and have.type is want.type
             if have is not None and not (same_type and want.type is NodeType.FILE):
-                os.unlink(name, dir_fd=parent)
+                self._unlink(parent, name, path)
                 have = None
             if want.type is NodeType.FILE:
                 self._write(parent, name, path, want, in_place=have is not None, from_image=from_image)
             else:
                 create_node(parent, name, want)
             set_attributes(parent, name, want)
+
+    def _unlink(self, parent: int, name: bytes, path: bytes) -> None:
+        """Take away a name that will be another inode's."""
+        if os.stat(name, dir_fd=parent, follow_symlinks=False).st_nlink > 1:
+            self._new_inodes.add(path)
+        os.unlink(name, dir_fd=parent)
 
     def _write(
         self, parent: int, name: bytes, path: bytes, want: Entry, *, in_place: bool, from_image: bool

@@ -228,18 +228,7 @@ async def test_the_gate_is_shut_while_somebody_holds_the_sandbox(tmp_path: Path)
         assert (await begin(box, "t1")).number == 1
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "captured",
-        pytest.param(
-            "durable",
-            marks=pytest.mark.xfail(
-                strict=True, reason="sandbox.update builds on a turn that was read before its lock"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("kind", ["captured", "durable"])
 async def test_a_harness_state_that_meets_a_commit(tmp_path: Path, kind: str) -> None:
     """The state arrives while the commit is being journaled: neither is lost."""
     state = HarnessState(snapshot_id="0" * 64, size=1, blake3="")
@@ -262,6 +251,30 @@ async def test_a_harness_state_that_meets_a_commit(tmp_path: Path, kind: str) ->
         assert turn is not None
         assert turn.harness_state == state
         assert (turn.state, turn.checkpoint_id) == (TurnState.DURABLE, box.record.head_checkpoint_id)
+
+
+async def test_a_harness_state_that_meets_a_capture(tmp_path: Path) -> None:
+    """The turn moves on in memory while the state is being journaled."""
+    state = HarnessState(snapshot_id="0" * 64, size=1, blake3="")
+    async with Scene.open(tmp_path) as scene:
+        box = await scene.attach("web", a=b"1")
+        inspect, writing = Stop(), Stop()
+        scene.checkpointer.hooks["inspect"] = inspect
+        scene.journal.hooks["harness_state"] = writing
+        await begin(box, "t1")
+        scene.containers["web"].files[b"a"] = b"2"
+        await end(box, "t1")
+        await inspect.reached()
+        put = asyncio.ensure_future(box.set_harness_state(box.turn(1).number, state))
+        await writing.reached()
+        inspect.go()
+        await box.wait(1, TurnState.CAPTURED, 10)
+        writing.go()
+        await put
+        assert box.turn(1).state.reaches(TurnState.CAPTURED)
+        turn = await kept(box, 1)
+        assert (turn.harness_state, turn.decision is None) == (state, False)
+        assert turn.timings.freeze_ns > 0
 
 
 async def test_a_harness_state_of_an_open_turn_outlives_its_end(tmp_path: Path) -> None:

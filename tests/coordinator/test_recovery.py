@@ -219,7 +219,7 @@ async def test_a_lost_head_is_given_up(tmp_path: Path) -> None:
     async with Scene.open(tmp_path) as scene:
         again = await restart(scene, a=b"2")
         assert again.web.record.head_checkpoint_id == first.id
-        scene.deps.spawn = asyncio.ensure_future  # type: ignore[assignment]
+        scene.deps.spawn = asyncio.ensure_future
         turn = await play_turn(scene, again.web, "t2")
         assert scene.files_of(turn.checkpoint_id) == {b"a": b"2"}
 

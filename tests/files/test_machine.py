@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from turnkeep_store.repository import Repository
 
@@ -97,6 +97,7 @@ def test_every_checkpoint_comes_back(repository: Repository, tmp_path: Path) -> 
             max_examples=int(os.environ.get("EX", "60")),
             stateful_step_count=int(os.environ.get("ST", "20")),
             deadline=None,
+            phases=[Phase.generate] if os.environ.get("NS") else list(Phase),
             suppress_health_check=list(HealthCheck),
         ),
     )

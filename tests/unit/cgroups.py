@@ -129,7 +129,7 @@ with Freezer() as freezer:
             return
         cgroup = Cgroup(int(version), Path(folders[0]), Path(folders[0]))
         with freezer.frozen(cgroup, float(budget_s), hold=bool(int(hold))) as state:
-            if int(kill):
+            if int(kill) and len(folders) > 1:
                 watchdog = freezer.watchdog_pid
                 os.kill(watchdog, 9)
                 os.waitid(os.P_PID, watchdog, os.WEXITED | os.WNOWAIT)

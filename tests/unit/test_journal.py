@@ -195,6 +195,7 @@ def test_a_rebuild_puts_lost_projections_right(journal: Journal) -> None:
     before = journal.projections()
     journal._db.execute("DELETE FROM projection")
     assert journal.sandboxes() == []
+    journal._db.execute("INSERT INTO projection VALUES ('turn', 'stray', 's', 0, '{}')")
     journal.rebuild()
     assert journal.projections() == before
 

@@ -58,8 +58,9 @@ def asleep(*tenants: Tenant) -> ProcessSample:
 
 
 def _sleeps(pid: int) -> bool:
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return file.read().rpartition(b")")[2].split()[0] == b"S"
+    # The state alone says "S" a moment before the thread is off the processor.
+    with open(f"/proc/{pid}/syscall") as file:
+        return file.read() != "running\n"
 
 
 def look(*tenants: Tenant) -> ProcessSample:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from turnkeep_store.nodes import entry_of
@@ -45,9 +45,8 @@ class PlaceReading:
 
     def unsettled(self) -> set[bytes]:
         """Return paths whose reading may be out of date though their status is the same."""
-        torn = {
-            path for path, read in self.reads.items() if read.status is None and read.change.entry is not None
-        }
+        # Also one that was not found when it was read: it may be back, as it was.
+        torn = {path for path, read in self.reads.items() if read.status is None}
         read = {path: self.scan.files[path] for path in self.reads if path in self.scan.files}
         return torn | (too_fresh(read, self.read_ns) & read.keys()) | self.mapped
 
@@ -84,10 +83,11 @@ class Reader:
                 return PlaceReading(place, root, found, found.hardlinks(), generation=generation)
             reading = self._scan(place, fd, mapped)
             reading.generation = generation
-            changed, gone = differences(baseline.files, reading.scan.files, baseline.doubtful | mapped)
+            doubtful = baseline.doubtful | reading.mapped
+            changed, gone = differences(baseline.files, reading.scan.files, doubtful)
             reading.gone.update(gone)
             reading.read_ns = time.time_ns()
-            self._read_paths(reading, fd, changed)
+            self._read_paths(reading, fd, set(changed) | _relinked(Scan(baseline.files).hardlinks(), reading))
             return reading
         finally:
             os.close(fd)
@@ -102,14 +102,10 @@ class Reader:
             generation = self._generation(earlier.place)
             reading = self._scan(earlier.place, fd, mapped)
             reading.generation = generation
-            changed, _ = differences(earlier.scan.files, reading.scan.files, earlier.unsettled() | mapped)
+            doubtful = earlier.unsettled() | reading.mapped
+            changed, _ = differences(earlier.scan.files, reading.scan.files, doubtful)
             reading.read_ns = time.time_ns()
-            relinked = {
-                path
-                for path in reading.links.keys() | earlier.links.keys()
-                if reading.links.get(path) != earlier.links.get(path)
-            }
-            wanted = set(changed) | (relinked & reading.scan.files.keys())
+            wanted = set(changed) | _relinked(earlier.links, reading)
             reading.reads = {
                 path: read
                 for path, read in earlier.reads.items()
@@ -140,7 +136,10 @@ class Reader:
             return PlaceReading(place, entry_of(fd, place.slot), result, {}, mapped=mapped)
         result = scan(fd, overlay=place.is_rootfs, exclude=place.exclude, max_paths=self._limits.max_paths)
         root = entry_of(fd, place.slot, overlay=place.is_rootfs)
-        return PlaceReading(place, root, result, result.hardlinks(), mapped=mapped)
+        links = result.hardlinks()
+        # The content of an inode with several names is read under the first.
+        mapped |= {links[path] for path in mapped if path in links}
+        return PlaceReading(place, root, result, links, mapped=mapped)
 
     def _read_paths(self, reading: PlaceReading, fd: int, paths: Iterable[bytes]) -> None:
         # A place that is a single file has no paths to open: it is open already.
@@ -162,6 +161,15 @@ class Reader:
         target = os.fsencode(place.mount.target).rstrip(b"/") + b"/"
         inside = {path[len(target) :] for path in self._mappings if path.startswith(target)}
         return frozenset(path for path in inside if not _is_excluded(path, place.exclude))
+
+
+def _relinked(links: Mapping[bytes, bytes], now: PlaceReading) -> set[bytes]:
+    """Return the names whose inode is known under another name than `links` says.
+
+    Their own status need not have changed: a folder above that name was renamed, say.
+    """
+    paths = links.keys() | now.links.keys()
+    return {path for path in paths if links.get(path) != now.links.get(path)} & now.scan.files.keys()
 
 
 def _is_excluded(path: bytes, exclude: frozenset[bytes]) -> bool:

@@ -32,13 +32,12 @@ from turnkeep.restorer.cold import (
     fill_on_disk,
     new_container_config,
     start_and_fill,
-    unstarted_places,
     wait_until_unmounted,
 )
 from turnkeep.restorer.live import restore_live, stop_strays, wait_until_gone
 from turnkeep.restorer.plan import Choice, Progress, Restored, choose, no_progress
 from turnkeep.runtime.container import Container, open_container
-from turnkeep.runtime.places import Places
+from turnkeep.runtime.places import Places, places_on_disk
 from turnkeep.watch.processes import Process, sample, stateful_test
 
 RESTORE_FREEZE_S = 600.0
@@ -255,9 +254,7 @@ async def cold_again(
     """Repeat a cold restore that was cut off anywhere, from what the engine knows of the container."""
     if sandbox.places is None and inspected["State"].get("Running"):
         await sandbox.open()
-    places = sandbox.places or Places(
-        covered=tuple(unstarted_places(inspected, checkpoint)), mounts=checkpoint.mounts
-    )
+    places = sandbox.places or places_on_disk(inspected, checkpoint.mounts)
     return await _cold(sandbox, places, checkpoint, no_progress)
 
 
@@ -392,10 +389,9 @@ def restore_new(
     container_id, volumes = make_container(sandbox, checkpoint, intent.details["name"], intent.id)
     try:
         inspected = deps.engine.inspect(container_id)
-        places = unstarted_places(inspected, checkpoint)
-        written = fill_on_disk(deps.repository, checkpoint, places, progress)
-        view = Places(covered=tuple(places), mounts=checkpoint.mounts)
-        unstarted = open_container(deps.engine, deps.freezer, container_id, view)
+        places = places_on_disk(inspected, checkpoint.mounts)
+        written = fill_on_disk(deps.repository, checkpoint, places.covered, progress)
+        unstarted = open_container(deps.engine, deps.freezer, container_id, places)
         try:
             present = deps.checkpointer.current_state(unstarted, None)
         finally:

@@ -534,6 +534,7 @@ class SandboxCoordinator:
             self.deps.freezer,
             self.record.container_id,
             self.places,
+            self.record.mounts,
         )
         self.use(container)
         return container
@@ -543,7 +544,7 @@ class SandboxCoordinator:
         if self.container is not None:
             self.container.close()
         self.container = container
-        if container.running:
+        if container.running or self.places is None:
             self.places = container.places
 
     async def on_container_event(self, state: ContainerState, message: str, *, name: str = "") -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from turnkeep_store.diff import diff
@@ -20,7 +19,7 @@ from turnkeep.checkpointer.capture import Checkpointer, State
 from turnkeep.checkpointer.view import Baseline
 from turnkeep.errors import DigestMismatch, RestoreFailed
 from turnkeep.model import Checkpoint, MountKind
-from turnkeep.paths import ROOTFS, display, slot_name
+from turnkeep.paths import display
 from turnkeep.restorer.live import rewrite
 from turnkeep.restorer.plan import SHOWN_PATHS, Progress, Restored
 from turnkeep.runtime.container import Container
@@ -237,37 +236,3 @@ def new_container_config(checkpoint: Checkpoint, volumes: Mapping[str, str]) -> 
         for mount in host.get("Mounts") or ()
     ]
     return {**config, "HostConfig": host}
-
-
-def unstarted_places(inspected: Mapping[str, Any], checkpoint: Checkpoint) -> list[Place]:
-    """Return the places on disk of a container that was created and not started.
-
-    Raises:
-        RestoreFailed: the engine does not say where its writable layer is.
-    """
-    data = (inspected.get("GraphDriver") or {}).get("Data") or {}
-    if not data.get("UpperDir"):
-        raise RestoreFailed(
-            "the engine does not say where the new container's writable layer is",
-            object=inspected["Name"].lstrip("/"),
-            hint="use the engine's overlay2 storage driver",
-        )
-    mounts = {mount.target: mount for mount in checkpoint.mounts if mount.covered}
-    layers = tuple(data["LowerDir"].split(":"))
-    excluded = frozenset(
-        os.fsencode(mount.target.lstrip("/")) for mount in checkpoint.mounts if mount.target != "/"
-    )
-    places = [
-        Place(slot=ROOTFS, mount=mounts["/"], host_path=data["UpperDir"], exclude=excluded, layers=layers)
-    ]
-    for mount in inspected.get("Mounts", ()):
-        target = mount["Destination"]
-        if mount["Type"] in ("volume", "bind") and target in mounts:
-            places.append(
-                Place(
-                    slot=slot_name(os.fsencode(target)),
-                    mount=replace(mounts[target]),
-                    host_path=mount["Source"],
-                )
-            )
-    return places

@@ -15,7 +15,7 @@ from turnkeep.model import ContainerState, Mount
 from turnkeep.runtime.cgroup import Cgroup, find_cgroup
 from turnkeep.runtime.engine import Engine, state_of
 from turnkeep.runtime.freezer import Freezer, Frozen
-from turnkeep.runtime.places import Place, Places, find_places
+from turnkeep.runtime.places import Place, Places, find_places, places_on_disk
 
 
 class Container:
@@ -117,11 +117,16 @@ class Container:
 
 
 def open_container(
-    engine: Engine, freezer: Freezer, container: str, known_places: Places | None = None
+    engine: Engine,
+    freezer: Freezer,
+    container: str,
+    known_places: Places | None = None,
+    known_mounts: Sequence[Mount] = (),
 ) -> Container:
     """Look a container up and find out where it can write.
 
-    A stopped one can be opened only with the places it had while it ran.
+    A stopped one can be opened only with the places, or at least the mounts, that
+    it had while it ran.
 
     Raises:
         ContainerNotFound: the engine knows no such container.
@@ -136,6 +141,8 @@ def open_container(
     # them alive even when the image's name is gone.
     layers = engine.image(inspected["Image"])["RootFS"]["Layers"]
     if state is ContainerState.STOPPED:
+        if known_places is None and known_mounts:
+            known_places = places_on_disk(inspected, known_mounts)
         if known_places is None:
             raise ContainerNotRunning(
                 "it does not run", object=f"container {name}", hint=f"docker start {name}"

@@ -17,6 +17,9 @@ from turnkeep.errors import CaptureFailed, InternalError
 from turnkeep.runtime import watchdog
 from turnkeep.runtime.cgroup import Cgroup
 
+_FREEZE_LIMIT_S = 10.0
+"""Tasks that have not stopped by then wait for something that may never come."""
+
 
 @dataclass(slots=True)
 class Frozen:
@@ -95,7 +98,7 @@ class Freezer:
         state = Frozen(cgroup, time.monotonic())
         started = time.monotonic_ns()
         try:
-            cgroup.freeze(budget_s)
+            cgroup.freeze(min(budget_s, _FREEZE_LIMIT_S))
             yield state
         finally:
             cgroup.thaw()

@@ -139,6 +139,39 @@ def find_places(inspected: Mapping[str, Any], shared_volumes: Iterable[str] = ()
     )
 
 
+def places_on_disk(inspected: Mapping[str, Any], mounts: Sequence[Mount]) -> Places:
+    """Return where a container that does not run keeps its state, mounts it had while it ran given.
+
+    Raises:
+        Unsupported: the engine does not say where its writable layer is.
+    """
+    name = inspected["Name"].lstrip("/")
+    data = (inspected.get("GraphDriver") or {}).get("Data") or {}
+    if not data.get("UpperDir"):
+        raise Unsupported(
+            "the engine does not say where its writable layer is",
+            object=f"container {name}",
+            hint="start it, or use the engine's overlay2 storage driver",
+        )
+    covered = {mount.target: mount for mount in mounts if mount.covered}
+    mounted = frozenset(os.fsencode(mount.target.lstrip("/")) for mount in mounts) - {b""}
+    places = [
+        Place(
+            slot=ROOTFS,
+            mount=covered.get("/", Mount(target="/", kind=MountKind.ROOTFS, covered=True)),
+            host_path=data["UpperDir"],
+            exclude=mounted,
+            layers=tuple(data["LowerDir"].split(":")),
+        )
+    ]
+    for mount in inspected.get("Mounts", ()):
+        target = mount["Destination"]
+        if mount["Type"] in ("volume", "bind") and target in covered:
+            slot = slot_name(os.fsencode(target))
+            places.append(Place(slot=slot, mount=covered[target], host_path=mount["Source"]))
+    return Places(covered=tuple(places), mounts=tuple(mounts))
+
+
 def _is_engines(target: bytes) -> bool:
     """Whether a mount is made anew by the runtime at every start and holds nothing."""
     return target.startswith((b"/proc/", b"/sys/")) or target == b"/dev/console"

@@ -28,6 +28,9 @@ WHITEOUT: Status = (stat.S_IFCHR, 0, 0, 0, 0, 0, 0, 0, 0)
 NEVER: Status = (-1, -1, -1, -1, -1, -1, -1, -1, -1)
 """Of no file: what is recorded with it counts as changed."""
 
+PATH_BYTES = 256
+"""How long paths may be on average: each is kept whole, so nested folders cost their depth squared."""
+
 TICK_NS = 20_000_000
 """Two changes closer than this may carry the same ctime: a kernel before 6.13
 takes it from the last timer tick, 1 to 10 ms long, and scheduling adds to that."""
@@ -60,10 +63,11 @@ def scan(root_fd: int, *, overlay: bool, exclude: Collection[bytes] = (), max_pa
     the scan runs are left out; a caller that needs one instant freezes first.
 
     Raises:
-        ResourceExhausted: there are more than `max_paths` paths.
+        ResourceExhausted: there are more than `max_paths` paths, or they are too long together.
     """
     result = Scan(started_ns=time.time_ns())
     files = result.files
+    path_bytes = 0
     pending = [b""]
     while pending:
         folder = pending.pop()
@@ -78,6 +82,7 @@ def scan(root_fd: int, *, overlay: bool, exclude: Collection[bytes] = (), max_pa
                     path = prefix + os.fsencode(item.name)
                     if path in exclude:
                         continue
+                    path_bytes += len(path)
                     try:
                         status = item.stat(follow_symlinks=False)
                     except FileNotFoundError:
@@ -91,7 +96,7 @@ def scan(root_fd: int, *, overlay: bool, exclude: Collection[bytes] = (), max_pa
                         pending.append(path)
         finally:
             os.close(fd)
-        if len(files) > max_paths:
+        if len(files) > max_paths or path_bytes > max_paths * PATH_BYTES:
             raise ResourceExhausted(
                 f"more than {max_paths} paths in the writable state",
                 hint="raise limits.max_paths, or keep such data in a bind mount",
@@ -129,17 +134,18 @@ def differences(
 
 
 def too_fresh(files: Mapping[bytes, Status], moment_ns: int) -> set[bytes]:
-    """Return the regular files whose ctime lies so close to `moment_ns` that a
-    change right after it could carry the same."""
+    """Return the paths whose ctime lies so close to `moment_ns` that a change
+    right after it could carry the same. Whiteouts have none."""
     limit = moment_ns - TICK_NS
-    return {path for path, status in files.items() if status[2] >= limit and stat.S_ISREG(status[0])}
+    return {path for path, status in files.items() if status[2] >= limit and status is not WHITEOUT}
 
 
 def mapped_files(pids: Iterable[int]) -> set[bytes]:
     """Return the paths, absolute inside their mount namespace, that processes map shared and writable.
 
-    A process that exits meanwhile has no mappings any more. Deleted files have
-    no path and are left out.
+    A process that exits meanwhile has no mappings any more. Files that were
+    deleted may be named, too, since nothing tells them from others: a name that
+    ends in " (deleted)" or holds a backslash can be a file's own.
     """
     found: set[bytes] = set()
     for pid in pids:
@@ -149,12 +155,8 @@ def mapped_files(pids: Iterable[int]) -> set[bytes]:
                     fields = line.split(None, 5)
                     if len(fields) == 6 and fields[1][1:2] == b"w" and fields[1][3:4] == b"s":
                         path = fields[5].rstrip(b"\n")
-                        if path.startswith(b"/") and not path.endswith(b" (deleted)"):
-                            found.add(_unescape(path))
+                        if path.startswith(b"/"):
+                            found |= {path, path.replace(b"\\012", b"\n")}
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
     return found
-
-
-def _unescape(path: bytes) -> bytes:
-    return path.replace(b"\\012", b"\n")
