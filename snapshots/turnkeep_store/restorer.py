@@ -19,7 +19,6 @@ from typing import Protocol
 from turnkeep_store.beneath import O_PATH_NOFOLLOW, open_beneath, parent_beneath
 from turnkeep_store.chunks import read_extents
 from turnkeep_store.diff import Delta, walk
-from turnkeep_store.errors import RestoreMismatch
 from turnkeep_store.ids import BlobId, TreeId
 from turnkeep_store.layers import LayerView
 from turnkeep_store.nodes import (
@@ -63,11 +62,10 @@ def apply_difference(
     has the type, content, attributes and links of `want`, and so have the
     modification times of the folders above them. Files are rewritten in place
     where they stay files, so that whoever has them open reads the restored
-    content. After an error the directory is somewhere between the two trees.
+    content, unless they are being executed. After an error the directory is somewhere between the two trees.
 
     Raises:
         UnsafePath: what lies there is not what `have` says, and leads elsewhere.
-        RestoreMismatch: a file cannot be replaced while it is executed and linked.
         OSError, StoreError: the file system or the repository failed.
     """
     work = _Difference(root_fd, source, want, image)
@@ -134,9 +132,9 @@ class _Difference:
         if self._new_inodes:
             # Their further names are still those of the old inodes, also where
             # the trees do not differ.
-            for path, entry in walk(self._source, self._want):
-                if entry.type is NodeType.HARDLINK and entry.target in self._new_inodes:
-                    self._links.append((path, entry))
+            for path, each in walk(self._source, self._want):
+                if each.type is NodeType.HARDLINK and each.target in self._new_inodes:
+                    self._links.append((path, each))
                     self._note_parent(path)
         for path, link in self._links:
             self._link(path, link)
@@ -231,9 +229,7 @@ class _Difference:
             except OSError as error:
                 if error.errno != errno.ETXTBSY:
                     raise
-                if os.stat(name, dir_fd=parent, follow_symlinks=False).st_nlink > 1:
-                    raise RestoreMismatch(f"{path!r} is being executed and has several names") from error
-                os.unlink(name, dir_fd=parent)
+                self._unlink(parent, name, path)
                 in_place = False
         if not in_place:
             fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=parent)

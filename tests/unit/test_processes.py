@@ -50,11 +50,10 @@ def start() -> Iterator[Callable[..., Tenant]]:
 
 
 def asleep(*tenants: Tenant) -> ProcessSample:
-    """Return a sample of processes that sleep: taken twice until nothing moves."""
-    while True:
-        first, second = look(*tenants), look(*tenants)
-        if first == second and all(_sleeps(tenant.pid) for tenant in tenants):
-            return second
+    """Return a sample of processes that sleep, and that nobody wakes."""
+    while not all(_sleeps(tenant.pid) for tenant in tenants):
+        pass
+    return look(*tenants)
 
 
 def _sleeps(pid: int) -> bool:

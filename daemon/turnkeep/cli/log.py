@@ -13,6 +13,8 @@ from turnkeep.model import TurnState
 
 _HEADS = ("TURN", "LABEL", "CLASS", "WHY", ">FILES", ">BYTES", ">STORED", ">FREEZE", ">AGE", "CHECKPOINT")
 
+_NARROW = {"flexible": ("LABEL", "WHY"), "optional": ("BYTES", "FREEZE", "CHECKPOINT")}
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
@@ -41,9 +43,9 @@ def log(
     nodes = nodes[:limit] if limit else nodes
     if with_graph:
         rows = _with_lines(nodes, unicode=run.out.encoding.startswith("utf"))
-        printing.table(run.out, ("", *_HEADS), rows, flexible=["LABEL", "WHY"])
+        printing.table(run.out, ("", *_HEADS), rows, **_NARROW)
     else:
-        printing.table(run.out, _HEADS, [_row(node) for node in nodes], flexible=["LABEL", "WHY"])
+        printing.table(run.out, _HEADS, [_row(node) for node in nodes], **_NARROW)
 
 
 def _with_lines(nodes: list[Node], *, unicode: bool) -> list[list[printing.Cell]]:

@@ -70,13 +70,27 @@ def emit_line(value: Any) -> None:
     sys.stdout.flush()
 
 
+_NARROW = 130
+
+
 def table(
-    out: Console, heads: Sequence[str], rows: Iterable[Sequence[Cell]], *, flexible: Iterable[str] = ()
+    out: Console,
+    heads: Sequence[str],
+    rows: Iterable[Sequence[Cell]],
+    *,
+    flexible: Iterable[str] = (),
+    optional: Iterable[str] = (),
 ) -> None:
-    """Print rows under their heads; only the flexible columns give way on a narrow terminal.
+    """Print rows under their heads; only the flexible columns give way on a narrow terminal,
+    and the optional ones are left out there.
 
     A head that begins with ">" stands over a column of numbers.
     """
+    if out.width < _NARROW:
+        left_out = set(optional)
+        shown = [index for index, head in enumerate(heads) if head.removeprefix(">") not in left_out]
+        heads = [heads[index] for index in shown]
+        rows = [[row[index] for index in shown] for row in rows]
     give_way = set(flexible)
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for head in heads:

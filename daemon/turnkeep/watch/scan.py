@@ -83,6 +83,7 @@ def scan(root_fd: int, *, overlay: bool, exclude: Collection[bytes] = (), max_pa
                     if path in exclude:
                         continue
                     path_bytes += len(path)
+                    _check_size(len(files), path_bytes, max_paths)
                     try:
                         status = item.stat(follow_symlinks=False)
                     except FileNotFoundError:
@@ -96,12 +97,16 @@ def scan(root_fd: int, *, overlay: bool, exclude: Collection[bytes] = (), max_pa
                         pending.append(path)
         finally:
             os.close(fd)
-        if len(files) > max_paths or path_bytes > max_paths * PATH_BYTES:
-            raise ResourceExhausted(
-                f"more than {max_paths} paths in the writable state",
-                hint="raise limits.max_paths, or keep such data in a bind mount",
-            )
     return result
+
+
+def _check_size(paths: int, path_bytes: int, max_paths: int) -> None:
+    if paths >= max_paths or path_bytes > max_paths * PATH_BYTES:
+        raise ResourceExhausted(
+            f"more than {max_paths} paths in the writable state, or paths longer than {PATH_BYTES} bytes"
+            " on average",
+            hint="raise limits.max_paths, or keep such data in a bind mount",
+        )
 
 
 def status_of(status: os.stat_result) -> Status:
