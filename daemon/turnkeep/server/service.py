@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import os
-import queue
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from turnkeep_store.diff import diff
 from turnkeep_store.errors import SnapshotNotFound
@@ -24,15 +23,14 @@ from turnkeep.coordinator.registry import Registry
 from turnkeep.coordinator.restore import Outcome, Wish
 from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.errors import Conflict, InvalidRequest, TurnkeepError, TurnNotFound
-from turnkeep.harness_state import read_state, store_state
+from turnkeep.harness_state import read_state
 from turnkeep.journal import put_answer
-from turnkeep.model import Checkpoint, Event, HarnessState, SandboxId, Turn, TurnNumber
+from turnkeep.model import Checkpoint, Event, HarnessState, SandboxId, Turn
 from turnkeep.runtime.engine import kernel_release
 from turnkeep.server import conversions as convert
+from turnkeep.server.progress import Tell, with_progress
+from turnkeep.server.uploads import receive_state
 
-T = TypeVar("T")
-
-_PIECE_BYTES = 1024 * 1024
 _EVENTS_QUEUED = 10_000
 _DIFF_BATCH = 500
 MAX_LABEL_BYTES = 16 * 1024
@@ -141,63 +139,15 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
             raise InvalidRequest("no message was sent", hint="the first names the sandbox and the turn")
         sandbox = self._registry.find(first.sandbox)
         turn = sandbox.turn(first.turn)
-        state, stored = await self._store_state(sandbox, turn.number, first, request_iterator)
+        state, stored = await receive_state(
+            self._deps, sandbox.record.id, turn.number, first.data, request_iterator
+        )
         await sandbox.set_harness_state(turn.number, state)
         if turn.harness_state is not None:
             await run(self._deps.pools.commit, self._forget, turn.harness_state)
         return pb.PutTurnStateResponse(
             turn=turn.number, size=state.size, blake3=state.blake3, stored_bytes=stored
         )
-
-    async def _store_state(
-        self,
-        sandbox: SandboxCoordinator,
-        turn: TurnNumber,
-        first: pb.PutTurnStateRequest,
-        messages: AsyncIterator[pb.PutTurnStateRequest],
-    ) -> tuple[HarnessState, int]:
-        """Feed a thread that chunks, compresses and stores with what arrives, a few pieces ahead."""
-        pieces: queue.Queue[bytes | Exception | None] = queue.Queue(maxsize=8)
-
-        def received() -> Iterator[bytes]:
-            while (piece := pieces.get()) is not None:
-                if isinstance(piece, Exception):
-                    raise piece
-                yield piece
-
-        limit = self._deps.config.limits.harness_state_bytes
-        storing = asyncio.ensure_future(
-            run(
-                self._deps.pools.commit,
-                store_state,
-                self._deps.repository,
-                sandbox.record.id,
-                turn,
-                received(),
-                limit,
-            )
-        )
-
-        async def feed(piece: bytes | Exception | None) -> None:
-            while not storing.done():
-                try:
-                    pieces.put_nowait(piece)
-                except queue.Full:
-                    await asyncio.sleep(0.001)
-                else:
-                    return
-
-        try:
-            await feed(first.data)
-            async for message in messages:
-                await feed(message.data)
-        except BaseException:
-            await feed(InvalidRequest("the caller hung up", object=f"turn {turn}"))
-            await asyncio.wait([storing])
-            storing.exception()
-            raise
-        await feed(None)
-        return await storing
 
     def _forget(self, state: HarnessState) -> None:
         try:
@@ -263,7 +213,7 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
             return
         done: asyncio.Future[pb.RestoreResult] = asyncio.get_running_loop().create_future()
 
-        async def work(progress: Callable[[str, int, int], None]) -> pb.RestoreResult:
+        async def work(progress: Tell) -> pb.RestoreResult:
             self._restoring[request.request_id] = done
             try:
                 done.set_result(await self._restore(request, progress))
@@ -273,15 +223,13 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
                 self._restoring.pop(request.request_id, None)
             return await done
 
-        async for step in _with_progress(work):
+        async for step in with_progress(work):
             if isinstance(step, pb.Progress):
                 yield pb.RestoreSandboxResponse(progress=step)
             else:
                 yield pb.RestoreSandboxResponse(result=await self._with_state(step))
 
-    async def _restore(
-        self, request: pb.RestoreSandboxRequest, progress: Callable[[str, int, int], None]
-    ) -> pb.RestoreResult:
+    async def _restore(self, request: pb.RestoreSandboxRequest, progress: Tell) -> pb.RestoreResult:
         checkpoint, turn = await self._find(request.sandbox, request.ref)
         live = {pb.RESTORE_MODE_LIVE: True, pb.RESTORE_MODE_COLD: False}.get(request.mode)
         full = {pb.VERIFY_MODE_FULL: True, pb.VERIFY_MODE_CHANGED: False}.get(request.verify)
@@ -432,7 +380,7 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
             convert.policy_from(request.policy) if request.HasField("policy") else self._deps.config.retention
         )
 
-        async def work(progress: Callable[[str, int, int], None]) -> pb.PruneResult:
+        async def work(progress: Tell) -> pb.PruneResult:
             done = await maintenance.prune_store(
                 self._registry, policy, dry_run=request.dry_run, progress=progress
             )
@@ -445,7 +393,7 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
                 notes=done.notes,
             )
 
-        async for step in _with_progress(work):
+        async for step in with_progress(work):
             if isinstance(step, pb.Progress):
                 yield pb.PruneStoreResponse(progress=step)
             else:
@@ -454,7 +402,7 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
     async def CheckStore(
         self, request: pb.CheckStoreRequest, context: Any
     ) -> AsyncIterator[pb.CheckStoreResponse]:
-        async def work(progress: Callable[[str, int, int], None]) -> pb.CheckResult:
+        async def work(progress: Tell) -> pb.CheckResult:
             report = await maintenance.check_store(
                 self._registry,
                 read_data=not request.skip_data,
@@ -471,7 +419,7 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
                 index_rebuilt=request.rebuild_index,
             )
 
-        async for step in _with_progress(work):
+        async for step in with_progress(work):
             if isinstance(step, pb.Progress):
                 yield pb.CheckStoreResponse(progress=step)
             else:
@@ -530,39 +478,6 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
     def _checkpoint(self, checkpoint: Checkpoint) -> pb.Checkpoint:
         heads = {each.record.head_checkpoint_id for each in self._registry.sandboxes.values()}
         return convert.checkpoint_message(checkpoint, is_head=checkpoint.id in heads)
-
-
-async def _with_progress(
-    work: Callable[[Callable[[str, int, int], None]], Awaitable[T]],
-) -> AsyncIterator[pb.Progress | T]:
-    """Run `work` to its end, yielding its progress as it comes, and then its result.
-
-    If the caller hangs up, the work goes on: it is not half done because
-    somebody stopped looking.
-    """
-    loop = asyncio.get_running_loop()
-    steps: asyncio.Queue[pb.Progress | None] = asyncio.Queue()
-
-    def tell(phase: str, done: int, total: int) -> None:
-        step = pb.Progress(phase=phase, done=done, total=total)
-        loop.call_soon_threadsafe(steps.put_nowait, step)
-
-    async def whole() -> T:
-        try:
-            return await work(tell)
-        finally:
-            loop.call_soon(steps.put_nowait, None)
-
-    task = asyncio.ensure_future(whole())
-    _running.add(task)
-    task.add_done_callback(_running.discard)
-    while (step := await steps.get()) is not None:
-        yield step
-    yield await asyncio.shield(task)
-
-
-_running: set[asyncio.Future[Any]] = set()
-"""Work in flight, held so that it is not collected when its caller hangs up."""
 
 
 def _require(value: str, name: str) -> None:

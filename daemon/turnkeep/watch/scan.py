@@ -83,7 +83,8 @@ def scan(root_fd: int, *, overlay: bool, exclude: Collection[bytes] = (), max_pa
                     if path in exclude:
                         continue
                     path_bytes += len(path)
-                    _check_size(len(files), path_bytes, max_paths)
+                    if len(files) >= max_paths or path_bytes > max_paths * PATH_BYTES:
+                        raise _too_many(max_paths)
                     try:
                         status = item.stat(follow_symlinks=False)
                     except FileNotFoundError:
@@ -100,13 +101,11 @@ def scan(root_fd: int, *, overlay: bool, exclude: Collection[bytes] = (), max_pa
     return result
 
 
-def _check_size(paths: int, path_bytes: int, max_paths: int) -> None:
-    if paths >= max_paths or path_bytes > max_paths * PATH_BYTES:
-        raise ResourceExhausted(
-            f"more than {max_paths} paths in the writable state, or paths longer than {PATH_BYTES} bytes"
-            " on average",
-            hint="raise limits.max_paths, or keep such data in a bind mount",
-        )
+def _too_many(max_paths: int) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"more than {max_paths} paths in the writable state, or paths longer than {PATH_BYTES} bytes on average",
+        hint="raise limits.max_paths, or keep such data in a bind mount",
+    )
 
 
 def status_of(status: os.stat_result) -> Status:
