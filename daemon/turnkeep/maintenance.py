@@ -49,7 +49,7 @@ async def prune_store(
                 notes.append(f"{checkpoint.id[:12]} stays: {error.message}")
                 continue
         deleted.append(checkpoint.id)
-    report = await run(deps.pools.commit, prune, deps.repository, dry_run=dry_run, progress=progress)
+    report = await run(deps.pools.long, prune, deps.repository, dry_run=dry_run, progress=progress)
     if not dry_run:
         await _unpin(registry)
     after = await run(deps.pools.commit, deps.repository.size)
@@ -87,9 +87,9 @@ async def check_store(
     deps = registry.deps
     if rebuild:
         progress("rebuild the index", 0, 0)
-        await run(deps.pools.commit, rebuild_index, deps.repository)
+        await run(deps.pools.long, rebuild_index, deps.repository)
     return await run(
-        deps.pools.commit,
+        deps.pools.long,
         check,
         deps.repository,
         read_data=read_data,

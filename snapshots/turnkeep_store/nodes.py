@@ -21,6 +21,7 @@ OVERLAY_XATTRS = b"trusted.overlay."
 """
 
 OPAQUE = b"trusted.overlay.opaque"
+_ORIGIN = b"trusted.overlay.origin"
 _UNREADABLE_ALONE = (b"trusted.overlay.metacopy", b"trusted.overlay.redirect")
 
 MAX_XATTR_BYTES = 1024 * 1024
@@ -184,13 +185,20 @@ def set_attributes_of(fd: int, entry: Entry, *, overlay: bool = False) -> None:
     os.utime(where, ns=(entry.mtime_ns, entry.mtime_ns))
 
 
-def clear_opaque(fd: int) -> None:
-    """Let the layers below a directory of an overlay's upper layer show through."""
-    try:
-        os.removexattr(_magic(fd), OPAQUE)
-    except OSError as error:
-        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
-            raise
+def clear_marks(fd: int) -> None:
+    """Make a node of an overlay's upper layer mean no more than its own name says.
+
+    The layers below a directory show through again. And a file is no longer the
+    copy of one in the image: it may have been renamed since, and the kernel
+    takes it and what it was copied from for one inode, so that one would show
+    the other's content.
+    """
+    for name in (OPAQUE, _ORIGIN):
+        try:
+            os.removexattr(_magic(fd), name)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                raise
 
 
 def remove_tree(dir_fd: int, name: bytes) -> int:

@@ -17,7 +17,7 @@ from turnkeep_store.beneath import O_DIRECTORY_READ, O_PATH_NOFOLLOW, open_benea
 from turnkeep_store.chunks import read_extents
 from turnkeep_store.ids import TreeId
 from turnkeep_store.nodes import (
-    clear_opaque,
+    clear_marks,
     create_node,
     entry_of,
     read_segments,
@@ -142,18 +142,14 @@ class _Synchronisation:
                     self.written.paths += remove_tree(parent, name)
                 create_node(parent, name, entry)
                 self.written.paths += 1
-            if self._upper:
-                fd = os.open(name, O_DIRECTORY_READ, dir_fd=parent)
-                try:
-                    clear_opaque(fd)
-                finally:
-                    os.close(fd)
+            self._clear_marks(parent, name)
         self._folders.append((path, entry))
 
     def _node(self, path: bytes, entry: Entry) -> None:
         with parent_beneath(self._root, path) as (parent, name):
             have = self._present(parent, name)
             if have is not None and self._is_already(parent, name, path, entry, have):
+                self._clear_marks(parent, name)
                 return
             if have is not None:
                 remove_tree(parent, name)
@@ -163,6 +159,14 @@ class _Synchronisation:
                 create_node(parent, name, entry)
             set_attributes(parent, name, entry, overlay=self._upper)
             self.written.paths += 1
+
+    def _clear_marks(self, parent: int, name: bytes) -> None:
+        if self._upper:
+            fd = os.open(name, O_PATH_NOFOLLOW, dir_fd=parent)
+            try:
+                clear_marks(fd)
+            finally:
+                os.close(fd)
 
     def _is_already(self, parent: int, name: bytes, path: bytes, entry: Entry, have: Entry) -> bool:
         """Whether content and links are right; attributes then are made right in place."""

@@ -162,17 +162,23 @@ def test_what_is_not_stateful_does_not_count(start: Callable[..., Tenant]) -> No
 
 
 def test_a_freeze_alone_is_no_run(group: Group) -> None:
-    """Freezing and thawing wake a thread; that is not its own doing."""
+    """Freezing and thawing wake a thread; that is not its own doing.
+
+    On a busy host it may be preempted on the way, which counts as having run: hence several tries.
+    """
     tenant = group.add()
     tenant.ask()
     assert tenant.answered(PATIENCE_S)
-    before_freeze = asleep(tenant)
-    group.cgroup.freeze(5)
-    frozen = look(tenant)
-    group.cgroup.thaw()
-    after = asleep(tenant)
-    assert not activity(frozen, after, anything)
-    assert quiet_since(before_freeze, frozen, lambda process: False)
+
+    def is_quiet() -> bool:
+        before = asleep(tenant)
+        group.cgroup.freeze(5)
+        frozen = look(tenant)
+        group.cgroup.thaw()
+        unmoved = quiet_since(before, frozen, lambda process: False)
+        return unmoved and not activity(frozen, asleep(tenant), anything)
+
+    assert any(is_quiet() for _ in range(20))
 
 
 def test_processor_time_of_one_that_came_and_went() -> None:

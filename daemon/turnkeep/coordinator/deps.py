@@ -27,13 +27,15 @@ class Pools:
 
     Captures need a thread at once and for milliseconds; commits compress and
     write for as long as it takes; the journal has one writer; the engine may
-    hang.
+    hang; restores, prunes, checks and what is streamed
+    at a caller's pace may take long.
     """
 
     capture: Executor
     commit: Executor
     journal: Executor
     engine: Executor
+    long: Executor
 
     @classmethod
     def start(cls, workers: int) -> Pools:
@@ -43,11 +45,12 @@ class Pools:
             commit=ThreadPoolExecutor(max(2, workers), "commit"),
             journal=ThreadPoolExecutor(1, "journal"),
             engine=ThreadPoolExecutor(8, "engine"),
+            long=ThreadPoolExecutor(16, "long"),
         )
 
     def stop(self) -> None:
         """Wait for what runs, and end the threads."""
-        for pool in (self.capture, self.commit, self.engine, self.journal):
+        for pool in (self.capture, self.commit, self.engine, self.long, self.journal):
             pool.shutdown(wait=True, cancel_futures=True)
 
 

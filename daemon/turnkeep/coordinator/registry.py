@@ -425,7 +425,7 @@ class Registry:
             await host.record_event("restoring", f"into {new_name}", changes=(put_intent(intent),))
             try:
                 restored, baseline, container = await run(
-                    self.deps.pools.commit, restoring.restore_new, host, checkpoint, intent, progress
+                    self.deps.pools.long, restoring.restore_new, host, checkpoint, intent, progress
                 )
             except BaseException:
                 await host.record_event("failed", f"into {new_name}", changes=(Delete("intent", intent.id),))

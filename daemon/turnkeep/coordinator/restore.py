@@ -226,7 +226,7 @@ async def live(
 ) -> Restored:
     """Restore a running container; the caller holds the sandbox."""
     restored, baseline = await run(
-        sandbox.deps.pools.capture,
+        sandbox.deps.pools.long,
         restore_live,
         sandbox.deps.repository,
         sandbox.deps.checkpointer,
@@ -289,7 +289,7 @@ async def _cold(
             progress=progress,
         )
 
-    restored, baseline, started = await run(deps.pools.commit, whole)
+    restored, baseline, started = await run(deps.pools.long, whole)
     sandbox.use(started)
     sandbox.baseline = baseline
     return restored

@@ -162,7 +162,7 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
         if turn.harness_state is None:
             raise TurnNotFound("no harness state was stored with it", object=f"turn {turn.number}")
         pieces = read_state(self._deps.repository, turn.harness_state)
-        while (piece := await run(self._deps.pools.commit, next, pieces, None)) is not None:
+        while (piece := await run(self._deps.pools.long, next, pieces, None)) is not None:
             yield pb.GetTurnStateResponse(data=piece)
 
     # -- checkpoints -------------------------------------------------------
@@ -308,7 +308,7 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
             def batch() -> list[pb.DiffCheckpointsResponse]:
                 return list(itertools.islice(messages, _DIFF_BATCH))
 
-            while sent := await run(self._deps.pools.commit, batch):
+            while sent := await run(self._deps.pools.long, batch):
                 for message in sent:
                     yield message
 

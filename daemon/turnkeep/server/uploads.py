@@ -40,7 +40,7 @@ async def receive_state(
 
     limit = deps.config.limits.harness_state_bytes
     storing = asyncio.ensure_future(
-        run(deps.pools.commit, store_state, deps.repository, sandbox_id, turn, received(), limit)
+        run(deps.pools.long, store_state, deps.repository, sandbox_id, turn, received(), limit)
     )
 
     async def feed(piece: bytes | Exception | None) -> None:
