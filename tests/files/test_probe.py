@@ -87,21 +87,24 @@ def test_user_overlay(make_sandbox):
     box.restore_live(s0)
     assert listing(box.root) == s0.listing
 
+
 def test_origin(make_sandbox):
     def base(root):
-        (root/"a").write_text("image"); (root/"f").write_text("f")
+        (root / "a").write_text("image")
+        (root / "f").write_text("f")
+
     box = make_sandbox([base])
     s0 = box.checkpoint()
-    os.chmod(box.root/"a", 0o600)
-    os.rename(box.root/"a", box.root/"f")
+    os.chmod(box.root / "a", 0o600)
+    os.rename(box.root / "a", box.root / "f")
     s1 = box.checkpoint()
-    (box.root/"a").write_text("image again")
-    os.chmod(box.root/"f", 0o644)
+    (box.root / "a").write_text("image again")
+    os.chmod(box.root / "f", 0o644)
     s2 = box.checkpoint()
     box.restore_cold(s1)
-    (box.root/"a").write_text("image")
-    st=os.stat(box.overlay.layers[0]/"a")
-    os.utime(box.root/"a", ns=(0,st.st_mtime_ns))
+    (box.root / "a").write_text("image")
+    st = os.stat(box.overlay.layers[0] / "a")
+    os.utime(box.root / "a", ns=(0, st.st_mtime_ns))
     s3 = box.checkpoint()
     box.restore_cold(s3)
     assert listing(box.root) == s3.listing
