@@ -69,6 +69,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return from_json(hint, value)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return hint(value)
+    if isinstance(value, bool) and hint in (int, float):
+        raise ValueError(f"{where}: expects a number, not {value}")
     if hint is float and isinstance(value, int):
         return float(value)
     expected = Mapping if origin is not None else hint

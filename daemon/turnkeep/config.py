@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -147,7 +148,20 @@ def _check(config: Config, source: str) -> None:
     if not os.path.isabs(config.state_dir):
         raise InvalidRequest(f"state_dir {config.state_dir!r} is not an absolute path", object=source)
     for item in dataclasses.fields(Limits):
-        if getattr(config.limits, item.name) <= 0:
+        value = getattr(config.limits, item.name)
+        if not (math.isfinite(value) and value > 0):
             raise InvalidRequest(f"limits.{item.name} has to be greater than zero", object=source)
+    check_policy(config.retention, source)
     if not 1 <= config.compression_level <= 19:
         raise InvalidRequest("compression_level goes from 1 to 19", object=source)
+
+
+def check_policy(policy: RetentionPolicy, source: str) -> None:
+    """Refuse a policy whose numbers make no sense; a negative budget would delete everything.
+
+    Raises:
+        InvalidRequest: a number is negative.
+    """
+    for name in ("keep_last", "keep_hourly", "keep_daily", "max_bytes"):
+        if getattr(policy, name) < 0:
+            raise InvalidRequest(f"retention.{name} must not be negative", object=source)

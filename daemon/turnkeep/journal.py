@@ -124,6 +124,7 @@ class Journal:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.executescript(_SCHEMA)
+                _check_integrity(self._db)
                 self._check_version(path)
         except StoreDamaged:
             self._db.close()
@@ -321,7 +322,9 @@ class Journal:
             try:
                 yield
             except BaseException:
-                self._db.execute("ROLLBACK")
+                # On a full disk SQLite has rolled back by itself.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
@@ -363,6 +366,12 @@ class Journal:
         with self._lock:
             row = self._db.execute(query, (kind, key)).fetchone()
         return json.loads(row[0]) if row else None
+
+
+def _check_integrity(database: sqlite3.Connection) -> None:
+    found = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    if found != "ok":
+        raise sqlite3.DatabaseError(found)
 
 
 def _to_row(change: Change) -> list[Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from turnkeep_store.check import CheckReport, check, rebuild_index
 from turnkeep_store.prune import prune
 
+from turnkeep.config import check_policy
 from turnkeep.coordinator.deps import run
 from turnkeep.coordinator.registry import Registry
 from turnkeep.errors import Conflict, TurnkeepError
@@ -33,6 +34,7 @@ async def prune_store(
     registry: Registry, policy: RetentionPolicy, *, dry_run: bool, progress: Progress
 ) -> Pruned:
     """Delete what the policy does not keep, then free what nothing references."""
+    check_policy(policy, "retention policy")
     deps = registry.deps
     checkpoints = deps.journal.checkpoints()
     heads = {each.record.head_checkpoint_id for each in registry.sandboxes.values()} - {None}

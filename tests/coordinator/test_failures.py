@@ -99,7 +99,6 @@ async def test_a_journal_that_fails_once(tmp_path: Path, kind: str, error: Excep
 
 
 @pytest.mark.parametrize("kind", ["classified", "captured"])
-@pytest.mark.xfail(strict=True, reason="sandbox._keep drops no capture that it does not commit")
 async def test_a_journal_that_fails_leaves_no_lease(tmp_path: Path, kind: str) -> None:
     """Else no prune frees anything until the daemon starts again."""
     async with Scene.open(tmp_path) as scene:
@@ -113,7 +112,6 @@ async def test_a_journal_that_fails_leaves_no_lease(tmp_path: Path, kind: str) -
         assert scene.leases() == []
 
 
-@pytest.mark.xfail(strict=True, reason="sandbox.take drops no inspection that it was cancelled in")
 async def test_a_checkpoint_by_hand_that_is_cancelled_leaves_no_lease(tmp_path: Path) -> None:
     """Its caller hung up while the sandbox was being inspected."""
 
@@ -135,7 +133,6 @@ async def test_a_checkpoint_by_hand_that_is_cancelled_leaves_no_lease(tmp_path: 
         await _is_unharmed(scene, box)
 
 
-@pytest.mark.xfail(strict=True, reason="sandbox.commit moves the baseline on before the head")
 async def test_what_was_committed_and_not_journaled_is_not_skipped(tmp_path: Path) -> None:
     """The failed turn said that the next checkpoint will hold its changes: it has to, or be one."""
     async with Scene.open(tmp_path) as scene:
@@ -182,7 +179,6 @@ async def test_an_end_that_cannot_be_journaled(tmp_path: Path) -> None:
         full(),
         pytest.param(
             RuntimeError("a defect"),
-            marks=pytest.mark.xfail(strict=True, reason="sandbox._fail lets it through: the daemon ends"),
         ),
     ],
     ids=["full", "defect"],
@@ -205,7 +201,6 @@ async def test_a_journal_that_stays_full(tmp_path: Path, error: Exception) -> No
         await _is_unharmed(scene, box)
 
 
-@pytest.mark.xfail(strict=True, reason="sandbox._fail: a failure that is not journaled is forgotten")
 async def test_a_failure_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     async with Scene.open(tmp_path) as scene:
         box = await scene.attach("web", a=b"1")

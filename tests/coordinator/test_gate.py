@@ -62,7 +62,6 @@ async def test_the_gate_does_not_wait_for_ever(tmp_path: Path) -> None:
         assert (await begin(box, "t2")).number == 2
 
 
-@pytest.mark.xfail(strict=True, reason="sandbox._pass_gate: wait_for(…, 0) never looks, on Python 3.11")
 async def test_an_open_gate_needs_no_time(tmp_path: Path) -> None:
     async with Scene.open(tmp_path) as scene:
         box = await scene.attach("web")
@@ -103,7 +102,6 @@ async def _cancelled_begin(scene: Scene, box: SandboxCoordinator) -> None:
         await first
 
 
-@pytest.mark.xfail(strict=True, reason="sandbox.update forgets in memory what a cancelled append wrote")
 async def test_a_number_is_not_given_twice_after_a_cancelled_begin(tmp_path: Path) -> None:
     async with Scene.open(tmp_path) as scene:
         box = await scene.attach("web")
@@ -114,7 +112,6 @@ async def test_a_number_is_not_given_twice_after_a_cancelled_begin(tmp_path: Pat
         assert scene.journal.sandboxes() == [box.record]
 
 
-@pytest.mark.xfail(strict=True, reason="sandbox.update forgets in memory what a cancelled append wrote")
 async def test_a_cancelled_begin_may_be_repeated(tmp_path: Path) -> None:
     async with Scene.open(tmp_path) as scene:
         box = await scene.attach("web")
@@ -197,7 +194,6 @@ async def test_captures_of_one_sandbox_build_on_each_other(tmp_path: Path) -> No
         ]
 
 
-@pytest.mark.xfail(strict=True, reason="sandbox._close_turn: who holds next is before the spawned process")
 async def test_a_turn_closed_for_a_restore_is_captured_before_it(tmp_path: Path) -> None:
     """What restore and detach do: close the open turn, then take the sandbox for themselves."""
     async with Scene.open(tmp_path) as scene:

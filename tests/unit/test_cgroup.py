@@ -64,7 +64,6 @@ def test_a_containers_own_is_found(group: Group) -> None:
     assert find_cgroup(group.add().pid, group.id) == group.cgroup
 
 
-@pytest.mark.xfail(strict=True, reason="cgroup.find_cgroup takes the init's, not the container's")
 def test_a_containers_own_is_found_from_below(group: Group) -> None:
     """Its init moved itself down: the rest of the container has to stand still, too."""
     tenant = group.add()

@@ -112,7 +112,6 @@ def test_what_is_refused(file: Path, text: str, message: str) -> None:
         "workers = true",
     ],
 )
-@pytest.mark.xfail(strict=True, reason="config._check does not look for them")
 def test_values_that_would_do_harm_are_refused(file: Path, text: str) -> None:
     """A budget of nan never runs out; a negative byte budget deletes everything it may."""
     file.write_text(text)

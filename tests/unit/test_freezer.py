@@ -144,7 +144,6 @@ def test_a_watchdog_that_was_killed_is_replaced(make_group: Callable[..., Group]
         assert all(tenant.answered(PATIENCE_S) for tenant in tenants)
 
 
-@pytest.mark.xfail(strict=True, reason="freezer._start leaves the old pipe open (ResourceWarning)")
 def test_the_next_watchdog_knows_what_is_frozen(freezer: Freezer, make_group: Callable[..., Group]) -> None:
     first, second = make_group(), make_group()
     tenant = first.add()
@@ -191,7 +190,6 @@ def test_the_watchdog_ends_with_its_freezer() -> None:
     assert freezer.watchdog_pid == 0
 
 
-@pytest.mark.xfail(strict=True, reason="watchdog._obey splits the path")
 def test_a_name_with_a_space_is_watched(make_group: Callable[..., Group]) -> None:
     """`docker run --cgroup-parent "a b"`."""
     group = make_group(below="turnkeep test")

@@ -142,9 +142,6 @@ async def test_an_unknown_method_is_grpcs_matter(tmp_path: Path) -> None:
         4_000,
         pytest.param(
             80_000,
-            marks=pytest.mark.xfail(
-                strict=True, reason="status.rich_status bounds nothing; metadata may have 16 KiB"
-            ),
         ),
     ],
 )

@@ -238,7 +238,6 @@ def test_a_torn_journal_is_refused(path: Path, eighth: int) -> None:
     assert _found(path) is None
 
 
-@pytest.mark.xfail(strict=True, reason="journal: reads raise sqlite3.DatabaseError")
 def test_a_journal_with_a_bad_page_is_refused_or_whole(path: Path) -> None:
     """Start-up moves aside what says StoreDamaged, and dies of anything else."""
     events = _filled(path)
@@ -260,9 +259,6 @@ def _fill(journal: Journal) -> None:
         journal.append("t", "x" * 100, changes=[put_turn(a_turn(number))])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="journal._transaction: SQLite has rolled back, so ROLLBACK fails and hides why"
-)
 def test_a_full_disk_is_said_and_survived(path: Path, journal: Journal) -> None:
     journal.append("a", "", changes=[put_sandbox(WEB)])
     (pages,) = journal._db.execute("PRAGMA page_count").fetchone()
@@ -282,9 +278,6 @@ def test_a_full_disk_is_said_and_survived(path: Path, journal: Journal) -> None:
         assert again.projections() == projected
 
 
-@pytest.mark.xfail(
-    strict=True, reason="journal._transaction: SQLite has rolled back, so ROLLBACK fails and hides why"
-)
 def test_a_large_event_on_a_full_disk(journal: Journal) -> None:
     (pages,) = journal._db.execute("PRAGMA page_count").fetchone()
     journal._db.execute(f"PRAGMA max_page_count = {pages + 1}")

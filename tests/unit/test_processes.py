@@ -221,9 +221,6 @@ def test_without_a_health_check_nothing_is_one() -> None:
     [
         pytest.param(
             "\\xff\\xfe",
-            marks=pytest.mark.xfail(
-                strict=True, raises=UnicodeEncodeError, reason="processes._look_at keeps psutil's surrogates"
-            ),
         ),
         "a b) S 1",
         "new\\nline",

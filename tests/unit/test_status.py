@@ -62,9 +62,6 @@ def test_each_error_arrives_as_what_it_was(cls: type[TurnkeepError]) -> None:
     [
         pytest.param(
             TurnkeepError,
-            marks=pytest.mark.xfail(
-                strict=True, raises=StopIteration, reason="status._CODES lacks TurnkeepError itself"
-            ),
         ),
         *OWN,
     ],
@@ -129,9 +126,6 @@ def test_reasons_and_exit_codes() -> None:
     [
         pytest.param(
             "/tmp/\udcff",
-            marks=pytest.mark.xfail(
-                strict=True, raises=UnicodeEncodeError, reason="status.rich_status takes UTF-8 only"
-            ),
         ),
         "line\nbreak",
         "%41",

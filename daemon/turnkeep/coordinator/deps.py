@@ -68,6 +68,22 @@ class Deps:
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await a coroutine that must not be left half done.
+
+    If the caller is cancelled meanwhile, the work still runs to its end before
+    the cancellation goes on: what is written is then also known in memory.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()
+        raise
+
+
 async def run(pool: Executor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a blocking call in a pool's thread.
 

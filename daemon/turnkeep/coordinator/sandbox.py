@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from turnkeep_store.ids import TreeId
 from turnkeep.checkpointer.capture import Capture, Inspection
 from turnkeep.checkpointer.view import Baseline
 from turnkeep.checkpoints import checkpoint_of, metadata_of
-from turnkeep.coordinator.deps import Deps, run
+from turnkeep.coordinator.deps import Deps, run, to_its_end
 from turnkeep.errors import (
     Conflict,
     GateTimeout,
@@ -76,6 +76,7 @@ class SandboxCoordinator:
         self._open: Turn | None = None
         self._active: dict[TurnNumber, Turn] = {}
         self._ended_ns: dict[TurnNumber, int] = {}
+        self._unrecorded: dict[TurnNumber, Turn] = {}
 
     # -- what others ask ---------------------------------------------------
 
@@ -105,7 +106,8 @@ class SandboxCoordinator:
             TurnNotFound: there is none of this number.
         """
         wanted = TurnNumber(number or self.record.last_turn)
-        turn = self._active.get(wanted) or self.deps.journal.turn(self.record.id, wanted)
+        known = self._active.get(wanted) or self._unrecorded.get(wanted)
+        turn = known or self.deps.journal.turn(self.record.id, wanted)
         if turn is None:
             raise TurnNotFound(
                 f"there is no turn {wanted}" if wanted else "there is no turn yet",
@@ -150,12 +152,14 @@ class SandboxCoordinator:
                 label=label,
                 timings=TurnTimings(gate_ns=gate_ns),
             )
-            await self.update(
-                "turn_begun", label, turn=turn, record={"last_turn": turn.number, "head_turn": turn.number}
-            )
-            self._open = turn
-            self._active[turn.number] = turn
+            await to_its_end(self._open_turn(turn))
             return turn, gate_ns, abandoned
+
+    async def _open_turn(self, turn: Turn) -> None:
+        numbers = {"last_turn": turn.number, "head_turn": turn.number}
+        await self.update("turn_begun", turn.label, turn=turn, record=numbers)
+        self._open = turn
+        self._active[turn.number] = turn
 
     async def end(
         self, session: str, harness_turn_id: str, labels: Mapping[str, str], metadata: TurnMetadata
@@ -177,9 +181,10 @@ class SandboxCoordinator:
                 )
             if turn.state is not TurnState.OPEN:
                 return await self._late_end(turn, labels, metadata)
-            return await self._close_turn(
+            closing = self._close_turn(
                 turn, TurnState.ENDED, "", ended_ns, labels=dict(labels), metadata=metadata
             )
+            return await to_its_end(closing)
 
     async def abandon_open(self, reason: str) -> TurnNumber:
         """Close the open turn, if there is one, as its harness is gone. Its effects are captured."""
@@ -199,17 +204,14 @@ class SandboxCoordinator:
             now = self.turn(number).state
             return now.reaches(state) or now.is_final
 
-        async with self._changed:
-            try:
-                await asyncio.wait_for(self._changed.wait_for(arrived), timeout_s)
-            except TimeoutError:
-                now = self.turn(number)
-                raise WaitTimeout(
-                    f"turn {number} is {now.state} after {timeout_s:g} s, not {state}",
-                    object=f"sandbox {self.record.name}",
-                    hint="wait longer, or see turnkeep events",
-                ) from None
+        happened = await self._happens(arrived, timeout_s)
         turn = self.turn(number)
+        if not happened:
+            raise WaitTimeout(
+                f"turn {number} is {turn.state} after {timeout_s:g} s, not {state}",
+                object=f"sandbox {self.record.name}",
+                hint="wait longer, or see turnkeep events",
+            )
         if turn.state is TurnState.FAILED and not turn.state.reaches(state):
             raise TurnFailed(
                 f"turn {number} failed: {turn.state_reason}",
@@ -246,7 +248,7 @@ class SandboxCoordinator:
     async def _abandon(self, reason: str) -> TurnNumber:
         if self._open is None:
             return NO_TURN
-        turn = await self._close_turn(
+        closing = self._close_turn(
             self._open,
             TurnState.ABANDONED,
             reason,
@@ -254,7 +256,7 @@ class SandboxCoordinator:
             abandoned=True,
             state_reason=reason,
         )
-        return turn.number
+        return (await to_its_end(closing)).number
 
     async def _late_end(self, turn: Turn, labels: Mapping[str, str], metadata: TurnMetadata) -> Turn:
         """Answer an EndTurn for a turn that is closed: the same again, or late for an abandoned one."""
@@ -281,20 +283,29 @@ class SandboxCoordinator:
         self._ended_ns[turn.number] = ended_ns
         self._before_consistent += 1
         self.deps.spawn(self.process(turn))
+        # It has to stand in line before whoever holds the sandbox next: a restore
+        # must not come between a turn and its capture.
+        await asyncio.sleep(0)
         return turn
 
     async def _pass_gate(self, timeout_s: float) -> None:
+        if not await self._happens(lambda: self._before_consistent == 0, timeout_s):
+            raise GateTimeout(
+                f"the capture of an earlier turn is not past its consistent point after {timeout_s:g} s",
+                object=f"sandbox {self.record.name}",
+                hint="try again, or run the tool anyway: its effects then count to the earlier turn",
+            )
+
+    async def _happens(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait for a condition; return whether it holds in time. Without time, look once."""
         async with self._changed:
+            if condition():
+                return True
             try:
-                await asyncio.wait_for(
-                    self._changed.wait_for(lambda: self._before_consistent == 0), timeout_s
-                )
+                await asyncio.wait_for(self._changed.wait_for(condition), timeout_s)
             except TimeoutError:
-                raise GateTimeout(
-                    f"the capture of an earlier turn is not past its consistent point after {timeout_s:g} s",
-                    object=f"sandbox {self.record.name}",
-                    hint="try again, or run the tool anyway: its effects then count to the earlier turn",
-                ) from None
+                return condition()
+            return True
 
     # -- captures ----------------------------------------------------------
 
@@ -340,6 +351,19 @@ class SandboxCoordinator:
                 "skipped", decision.reason, turn=turn, state=TurnState.SKIPPED, checkpoint_id=head
             )
             return
+        with self._undoing(inspection):
+            await self._keep_changed(turn, container, inspection, timings, ended_ns, open_gate)
+
+    async def _keep_changed(
+        self,
+        turn: Turn,
+        container: Container,
+        inspection: Inspection,
+        timings: TurnTimings,
+        ended_ns: int,
+        open_gate: Callable[[], Any],
+    ) -> None:
+        decision = inspection.decision
         capture = await self._capture(inspection)
         timings = replace(timings, freeze_ns=capture.freeze_ns, captured_ns=time.monotonic_ns() - ended_ns)
         # From here on the sandbox may run: who waits at the gate is told before
@@ -352,6 +376,21 @@ class SandboxCoordinator:
         checkpoint = await self.commit(capture, draft)
         timings = replace(timings, durable_ns=time.monotonic_ns() - ended_ns)
         await self.record_checkpoint(checkpoint, turn, timings=timings)
+
+    @contextmanager
+    def _undoing(self, inspection: Inspection) -> Iterator[None]:
+        """Let go of a capture that is not recorded in the end, and of its baseline.
+
+        The next turn is then compared with the last one that was, and finds what
+        this one changed.
+        """
+        before = self.baseline
+        try:
+            yield
+        except BaseException:
+            self.baseline = before
+            inspection.drop()
+            raise
 
     async def _classified(self, turn: Turn, decision: Decision) -> None:
         details = {"class": decision.turn_class.value, "reason": decision.reason}
@@ -369,24 +408,22 @@ class SandboxCoordinator:
         self._advance(turn, state=TurnState.FAILED, state_reason=reason)
         try:
             await self.update("failed", reason, turn=turn)
-        except TurnkeepError as unrecorded:
-            # The disk is full, say: recovery finds the turn ended and not kept.
+        except Exception as unrecorded:
+            # The disk is full, say. Who waits has to learn of it all the same;
+            # recovery finds the turn ended and not kept.
+            self._unrecorded[number] = self._active[number]
             log.error("failure not recorded", sandbox=self.record.name, turn=number, cause=str(unrecorded))
 
     async def _capture(
         self, inspection: Inspection, before_thaw: Callable[[], None] | None = None
     ) -> Capture:
-        try:
-            return await run(
-                self.deps.pools.capture,
-                self.deps.checkpointer.capture,
-                inspection,
-                self.baseline,
-                before_thaw or (lambda: None),
-            )
-        except BaseException:
-            inspection.drop()
-            raise
+        return await run(
+            self.deps.pools.capture,
+            self.deps.checkpointer.capture,
+            inspection,
+            self.baseline,
+            before_thaw or (lambda: None),
+        )
 
     async def take(
         self,
@@ -403,6 +440,18 @@ class SandboxCoordinator:
         Returns None if nothing changed and that is enough. What `answers` gives is
         journaled together with the checkpoint.
         """
+        taking = self._take(origin, name, tags, before_thaw, even_if_unchanged, answers)
+        return await to_its_end(taking)
+
+    async def _take(
+        self,
+        origin: Origin,
+        name: str,
+        tags: tuple[str, ...],
+        before_thaw: Callable[[], None] | None,
+        even_if_unchanged: bool,
+        answers: Callable[[Checkpoint], Iterable[Change]],
+    ) -> Checkpoint | None:
         container = await self.open()
         pool = self.deps.pools.capture
         inspection = await run(pool, self.deps.checkpointer.inspect, container, self.baseline)
@@ -410,13 +459,14 @@ class SandboxCoordinator:
         if unchanged and not even_if_unchanged and not inspection.changed:
             await run(pool, self.deps.checkpointer.settle, inspection, self.baseline)
             return None
-        capture = await self._capture(inspection, before_thaw)
         decision = inspection.decision
         if self.record.head_checkpoint_id is None:
             decision = replace(decision, reason="the first checkpoint: the state at the attach", unsure=())
-        draft = self._draft(container, capture, origin, decision, name=name, tags=tags)
-        checkpoint = await self.commit(capture, draft)
-        await self.record_checkpoint(checkpoint, None, changes=answers(checkpoint))
+        with self._undoing(inspection):
+            capture = await self._capture(inspection, before_thaw)
+            draft = self._draft(container, capture, origin, decision, name=name, tags=tags)
+            checkpoint = await self.commit(capture, draft)
+            await self.record_checkpoint(checkpoint, None, changes=answers(checkpoint))
         return checkpoint
 
     async def commit(self, capture: Capture, draft: Checkpoint) -> Checkpoint:
@@ -583,8 +633,19 @@ class SandboxCoordinator:
         One at a time: what is written builds on what was written last, so that a
         harness state that arrives during a commit, say, is lost by neither.
         """
+        return await to_its_end(self._update(kind, message, turn, record, details, tuple(changes), fields))
+
+    async def _update(
+        self,
+        kind: str,
+        message: str,
+        turn: Turn | None,
+        record: Mapping[str, Any] | None,
+        details: Mapping[str, Any] | None,
+        changes: tuple[Change, ...],
+        fields: Mapping[str, Any],
+    ) -> Turn:
         async with self._writing:
-            changes = tuple(changes)
             if turn is not None:
                 turn = replace(await self._latest(turn), **fields)
                 changes = (*changes, put_turn(turn))

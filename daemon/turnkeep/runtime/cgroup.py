@@ -118,7 +118,7 @@ def find_cgroup(init_pid: int, container_id: str) -> Cgroup:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         for controller in controllers.split(","):
-            paths[controller] = path
+            paths[controller] = _containers(path, container_id)
     mounts = _cgroup_mounts()
     freezer_path = paths.get("freezer", "/")
     if "freezer" in mounts and freezer_path != "/":
@@ -133,6 +133,15 @@ def find_cgroup(init_pid: int, container_id: str) -> Cgroup:
         cgroup = Cgroup(2, folder, folder)
     _check_own(cgroup, container_id)
     return cgroup
+
+
+def _containers(path: str, container_id: str) -> str:
+    """Return the container's own part of a path: its init may sit in a group below that."""
+    parts = path.split("/")
+    for index, part in enumerate(parts):
+        if container_id in part:
+            return "/".join(parts[: index + 1])
+    return path
 
 
 def _check_own(cgroup: Cgroup, container_id: str) -> None:

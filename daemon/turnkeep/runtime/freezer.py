@@ -91,7 +91,7 @@ class Freezer:
             return
         name = cgroup.freezer.name
         control, text = ("freezer.state", "THAWED") if cgroup.version == 1 else ("cgroup.freeze", "0")
-        arm = f"arm {name} {budget_s:.3f} {cgroup.freezer / control} {text}"
+        arm = f"arm {name} {budget_s:.3f} {text} {cgroup.freezer / control}"
         self._armed[name] = [f"hold {name}", arm] if hold else [arm]
         for line in self._armed[name]:
             self._tell(line)
@@ -119,6 +119,9 @@ class Freezer:
         raise InternalError("the freeze watchdog does not run and cannot be started")
 
     def _start(self) -> None:
+        if self._watchdog is not None:
+            with contextlib.suppress(OSError):
+                _pipe(self._watchdog).close()
         self._watchdog = subprocess.Popen(
             [sys.executable, "-I", "-S", str(Path(watchdog.__file__))],
             stdin=subprocess.PIPE,

@@ -52,7 +52,7 @@ def read_mountinfo(pid: int | str) -> list[MountPoint]:
 
 def parse_mountinfo(data: bytes) -> list[MountPoint]:
     """Parse the file's text. Lines that do not have its form are passed over."""
-    return [mount for line in data.splitlines() if (mount := _parse(line)) is not None]
+    return [mount for line in data.split(b"\n") if (mount := _parse(line)) is not None]
 
 
 def _parse(line: bytes) -> MountPoint | None:
@@ -72,7 +72,7 @@ def _parse(line: bytes) -> MountPoint | None:
             source=unescape(rest[1]),
             super_options=_split_options(rest[2]),
         )
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

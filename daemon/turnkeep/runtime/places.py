@@ -279,9 +279,16 @@ def overlay_dirs(root: MountPoint, data: Mapping[str, str], name: str) -> tuple[
         base = Path(engines).parent.parent
         upper = str(base / upper)
         lowers = [lower if os.path.isabs(lower) else str(base / lower) for lower in lowers]
-    if engines and not os.path.samefile(upper, engines):
+    if engines and not _same_folder(upper, engines):
         raise Unsupported(
             f"the kernel says its upper layer is {upper}, the engine says {engines}",
             object=f"container {name}",
         )
     return upper, lowers
+
+
+def _same_folder(a: str, b: str) -> bool:
+    try:
+        return os.path.samefile(a, b)
+    except OSError:
+        return False

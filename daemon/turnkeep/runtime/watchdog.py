@@ -4,7 +4,7 @@ A process of its own, started with this file as its script and without the
 package, so that it is small and hangs on nothing. The daemon writes a line to
 its standard input before it freezes and another after it has thawed:
 
-    arm NAME SECONDS FILE TEXT      after SECONDS, write TEXT to FILE
+    arm NAME SECONDS TEXT FILE      after SECONDS, write TEXT to FILE
     hold NAME                       do not thaw NAME when the daemon dies
     disarm NAME
 
@@ -49,8 +49,9 @@ def main() -> int:
 
 
 def _obey(line: str, armed: dict[str, tuple[float, str, str]], held: set[str]) -> None:
-    match line.split(" "):
-        case ["arm", name, seconds, file, text]:
+    # The file comes last: its path may hold spaces.
+    match line.split(" ", 4):
+        case ["arm", name, seconds, text, file]:
             armed[name] = (time.monotonic() + float(seconds), file, text)
         case ["hold", name]:
             held.add(name)

@@ -52,8 +52,11 @@ _CODES: dict[type[TurnkeepError], grpc.StatusCode] = {
     RestoreFailed: grpc.StatusCode.ABORTED,
     DigestMismatch: grpc.StatusCode.DATA_LOSS,
     StoreDamaged: grpc.StatusCode.DATA_LOSS,
-    InternalError: grpc.StatusCode.INTERNAL,
+    TurnkeepError: grpc.StatusCode.INTERNAL,
 }
+
+_MAX_TEXT = 2000
+"""Characters of each text: a status travels in HTTP/2 metadata, of which 8 KiB are safe."""
 
 
 def translate(error: BaseException) -> TurnkeepError:
@@ -88,10 +91,18 @@ def rich_status(error: TurnkeepError) -> grpc.Status:
     """Return the status to abort a call with: code, message, and google.rpc details."""
     code = next(_CODES[cls] for cls in type(error).__mro__ if cls in _CODES)
     info = error_details_pb2.ErrorInfo(
-        reason=error.reason, domain=DOMAIN, metadata={"object": error.object, "hint": error.hint}
+        reason=error.reason,
+        domain=DOMAIN,
+        metadata={"object": _text(error.object), "hint": _text(error.hint)},
     )
     detail = AnyMessage()
     detail.Pack(info)
-    message = status_pb2.Status(code=code.value[0], message=error.message, details=[detail])
+    message = status_pb2.Status(code=code.value[0], message=_text(error.message), details=[detail])
     made: grpc.Status = rpc_status.to_status(message)
     return made
+
+
+def _text(value: str) -> str:
+    """Return a text that a status can carry: UTF-8, and not too long."""
+    text = value.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"

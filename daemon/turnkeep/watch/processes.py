@@ -76,13 +76,18 @@ def _look_at(pid: int) -> Process | None:
             return Process(
                 pid=pid,
                 started=handle.create_time(),
-                name=handle.name(),
-                command=tuple(handle.cmdline()),
+                name=_text(handle.name()),
+                command=tuple(map(_text, handle.cmdline())),
                 parent=handle.ppid(),
                 threads=_threads(pid),
             )
     except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError, ProcessLookupError):
         return None
+
+
+def _text(value: str) -> str:
+    """Return a name as text: a process may call itself anything, UTF-8 or not."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _threads(pid: int) -> dict[int, Thread]:
