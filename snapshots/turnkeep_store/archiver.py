@@ -86,8 +86,9 @@ def archive(
         StoreError: a change lies in no folder, or the sink or source failed.
     """
     root = _Node(b"")
+    nodes = {b"": root}
     for change in changes:
-        _place(root, change)
+        _place(nodes, change)
     start = source.read_directory(parent) if parent is not None else Directory()
     # Folders are entered in pre-order and written in reverse, so that children
     # come before their parent without recursion.
@@ -108,12 +109,18 @@ def archive(
     return Archived(TreeId(sink.put(final.encode(), BlobKind.TREE)), final.digest())
 
 
-def _place(root: _Node, change: Change) -> None:
-    node = root
-    path = b""
-    for name in change.path.split(b"/"):
-        path = path + b"/" + name if path else name
-        node = node.children.setdefault(name, _Node(path))
+def _place(nodes: dict[bytes, _Node], change: Change) -> None:
+    """Make the node of a changed path, and those above it that are not there yet."""
+    missing = []
+    path = change.path
+    while path not in nodes:
+        missing.append(path)
+        path = path.rpartition(b"/")[0]
+    node = nodes[path]
+    for path in reversed(missing):
+        child = nodes[path] = _Node(path)
+        node.children[path.rpartition(b"/")[2]] = child
+        node = child
     node.change = change
 
 

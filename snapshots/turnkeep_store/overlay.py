@@ -77,8 +77,10 @@ def normalise(
                 out.setdefault(extra.path, extra)
     for path in [change.path for change in out.values() if isinstance(change, Upsert)]:
         for folder in _ancestors(path):
+            # The folders above a known one are known, or follow from its own
+            # change; looking at them all would cost the depth for each path.
             if folder in out:
-                continue
+                break
             out[folder] = Upsert(folder, upper.folder(folder))
     return list(out.values())
 

@@ -189,7 +189,7 @@ class Repository:
 
     def hash_only(self) -> HashOnlySink:
         """Return a sink that computes ids and stores nothing."""
-        return HashOnlySink(self.blobs)
+        return HashOnlySink(self)
 
     def get(self, blob: BlobId) -> bytes:
         """Return a blob, verified against its id.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import Protocol
 
 from turnkeep_store.blobs import BlobSource
 from turnkeep_store.blobstore import BlobStore
@@ -139,6 +140,12 @@ class BlobWriter:
             raise type(self._ended)(f"this writer has ended: {self._ended}") from self._ended
 
 
+class DirectorySource(BlobSource, Protocol):
+    """Where blobs are read, and directories, which it may keep decoded: a repository."""
+
+    def read_directory(self, tree: TreeId) -> Directory: ...
+
+
 class HashOnlySink:
     """Computes what a writer would, and stores nothing.
 
@@ -146,7 +153,7 @@ class HashOnlySink:
     tree reads them back; file content is hashed and forgotten.
     """
 
-    def __init__(self, source: BlobSource) -> None:
+    def __init__(self, source: DirectorySource) -> None:
         self._source = source
         self._pending: dict[BlobId, bytes] = {}
 
@@ -167,5 +174,6 @@ class HashOnlySink:
         return pending if pending is not None else self._source.get(blob)
 
     def read_directory(self, tree: TreeId) -> Directory:
-        """Return a directory that was put here or is stored."""
-        return Directory.decode(self.get(BlobId(tree)))
+        """Return a directory that was put here, or else the source's. Do not change it."""
+        pending = self._pending.get(BlobId(tree))
+        return Directory.decode(pending) if pending is not None else self._source.read_directory(tree)

@@ -110,9 +110,9 @@ def times(root: Path) -> None:
 
 
 def attributes(root: Path) -> None:
-    (root / "folder").mkdir()
-    for name in ("file", "folder", "capable", "listed"):
-        if name != "folder":
+    (root / "kind").mkdir()
+    for name in ("file", "kind", "capable", "listed"):
+        if name != "kind":
             (root / name).write_bytes(b"x")
         os.setxattr(root / name, "user.\udcff name", b"\0binary\xff")
         os.setxattr(root / name, "user.empty", b"")
@@ -123,12 +123,12 @@ def attributes(root: Path) -> None:
     os.setxattr(root / "capable", "security.capability", struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0))
     acl = _acl((0x01, 7, -1), (0x02, 6, 1234), (0x04, 5, -1), (0x08, 4, 4321), (0x10, 6, -1), (0x20, 0, -1))
     os.setxattr(root / "listed", "system.posix_acl_access", acl)
-    os.setxattr(root / "folder", "system.posix_acl_access", acl)
-    os.setxattr(root / "folder", "system.posix_acl_default", acl)
-    (root / "folder/inherits").write_bytes(b"x")
-    (root / "folder/inherits-too").mkdir()
-    (root / "folder/not").write_bytes(b"x")
-    os.removexattr(root / "folder/not", "system.posix_acl_access")
+    os.setxattr(root / "kind", "system.posix_acl_access", acl)
+    os.setxattr(root / "kind", "system.posix_acl_default", acl)
+    (root / "kind/inherits").write_bytes(b"x")
+    (root / "kind/inherits-too").mkdir()
+    (root / "kind/not").write_bytes(b"x")
+    os.removexattr(root / "kind/not", "system.posix_acl_access")
 
 
 def _acl(*entries: tuple[int, int, int]) -> bytes:

@@ -91,6 +91,17 @@ class Tree:
     digest: Digest
 
 
+@dataclass(slots=True)
+class Look:
+    """A sandbox's state as it was read before a freeze."""
+
+    view: ContainerView
+    sink: HashOnlySink
+    reader: Reader
+    readings: list[PlaceReading]
+    processes: ProcessSample
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """What a sandbox holds at a moment: its tree, where that can be read, and a baseline for later."""
@@ -237,18 +248,59 @@ class Checkpointer:
         everything is. The baseline's tree is read from `source`, the repository
         if none is given. The caller keeps the sandbox still.
         """
-        source = source or self._repository
-        sink = HashOnlySink(source)
         known = baseline or Baseline()
+        return self._state(self._look(view, known, source or self._repository), known)
+
+    def look(self, view: ContainerView, baseline: Baseline | None) -> Look:
+        """Look at what is there while the sandbox may run; `confirm` it inside a freeze."""
+        return self._look(view, baseline or Baseline(), self._repository)
+
+    def confirm(self, look: Look, baseline: Baseline | None) -> State:
+        """Return what is there, inside a freeze, as a tree, storing nothing.
+
+        What was seen before the freeze is read again only if anything may have
+        run since.
+        """
+        known = baseline or Baseline()
+        now = sample(look.view.pids(), look.view.usage_ns)
+        look.reader.look_for_mappings()
+        if not self._still(look.readings, look.processes, now, look.view):
+            look.readings = [
+                look.reader.read_again(reading, known.place(reading.place.slot)) for reading in look.readings
+            ]
+        return self._state(look, known)
+
+    def _look(self, view: ContainerView, baseline: Baseline, source: Source) -> Look:
+        sink = HashOnlySink(source)
         reader = Reader(view, self._limits, CopyAhead(sink, self._limits.arena_bytes), self.host_folders)
         reader.look_for_mappings()
-        readings = [reader.read(place, known.place(place.slot)) for place in view.covered()]
-        tree = self._archive(sink, sink, readings, known, view)
+        processes = sample(view.pids(), view.usage_ns)
+        readings = [reader.read(place, baseline.place(place.slot)) for place in view.covered()]
+        return Look(view, sink, reader, readings, processes)
+
+    def _state(self, look: Look, baseline: Baseline) -> State:
+        tree = self._archive(look.sink, look.sink, look.readings, baseline, look.view)
         places = {
-            reading.place.slot: baseline_after(reading, known.place(reading.place.slot))
-            for reading in readings
+            reading.place.slot: baseline_after(reading, baseline.place(reading.place.slot))
+            for reading in look.readings
         }
-        return State(tree.tree, tree.digest, sink, Baseline(tree.tree, None, places))
+        return State(tree.tree, tree.digest, look.sink, Baseline(tree.tree, None, places))
+
+    def _still(
+        self,
+        readings: list[PlaceReading],
+        before: ProcessSample,
+        frozen: ProcessSample,
+        view: ContainerView,
+    ) -> bool:
+        """Whether readings taken after `before` are certainly true inside the freeze."""
+        torn = any(
+            read.status is None and read.change.entry is not None
+            for reading in readings
+            for read in reading.reads.values()
+        )
+        mapped = any(reading.mapped for reading in readings)
+        return not torn and not mapped and quiet_since(before, frozen, self._stateful(view))
 
     def _capture_frozen(self, inspection: Inspection, baseline: Baseline) -> Capture:
         view = inspection.view
@@ -256,13 +308,7 @@ class Checkpointer:
         is_stateful = self._stateful(view)
         captured_at_ns = time.time_ns()
         inspection.reader.look_for_mappings()
-        torn = any(
-            read.status is None and read.change.entry is not None
-            for reading in inspection.readings
-            for read in reading.reads.values()
-        )
-        mapped = any(reading.mapped for reading in inspection.readings)
-        quiet = not torn and not mapped and quiet_since(inspection.processes, processes, is_stateful)
+        quiet = self._still(inspection.readings, inspection.processes, processes, view)
         readings = inspection.readings
         if not quiet:
             readings = [
@@ -289,7 +335,7 @@ class Checkpointer:
         if baseline.tree is None:
             unsure.append("there is no checkpoint to compare with")
         image = _image_of(view)
-        sink = HashOnlySink(inspection.writer)
+        sink = HashOnlySink(self._repository)
         tree = self._archive(sink, sink, inspection.readings, baseline, view)
         if baseline.tree is not None and tree.digest != self._digest(baseline.tree):
             found = diff(sink, baseline.tree, tree.tree)
@@ -405,6 +451,7 @@ class _Upper:
     ) -> None:
         self._reading = reading
         self._opaque = opaque_now(reading, baseline)
+        self._hides: dict[bytes, bool] = {}
         self._image = image
         self._source = source
         self._parent = parent
@@ -413,11 +460,17 @@ class _Upper:
         return self._reading.scan.has(path)
 
     def hides_image(self, path: bytes) -> bool:
-        while path:
-            if path in self._opaque:
-                return True
+        walked, hides = [], False
+        while path and not hides:
+            known = self._hides.get(path)
+            if known is not None:
+                hides = known
+                break
+            walked.append(path)
+            hides = path in self._opaque
             path = path.rpartition(b"/")[0]
-        return False
+        self._hides.update(dict.fromkeys(walked, hides))
+        return hides
 
     def folder(self, path: bytes) -> Entry:
         """Describe a folder that did not change: as the tree says, or else as the image does."""

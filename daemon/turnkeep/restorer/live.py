@@ -80,9 +80,10 @@ def restore_live(
         RestoreFailed: writing failed; the message says what is there now.
     """
     want = TreeId(bytes.fromhex(checkpoint.tree))
+    progress("compare", 0, 0)
+    look = checkpointer.look(container, baseline)
     with container.frozen(budget_s, hold=True) as freeze:
-        progress("compare", 0, 0)
-        before = checkpointer.current_state(container, baseline)
+        before = checkpointer.confirm(look, baseline)
         work = _Live(container, before.source)
         progress("write", 0, 0)
         try:
