@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -269,6 +269,23 @@ class Checkpointer:
                 look.reader.read_again(reading, known.place(reading.place.slot)) for reading in look.readings
             ]
         return self._state(look, known)
+
+    def after_writing(self, look: Look, state: State, touched: Mapping[bytes, Collection[bytes]]) -> State:
+        """Return what is there after `touched` paths were written inside the freeze of `look`.
+
+        They are read again; the sandbox stood still, which vouches for the rest.
+        """
+        sink = HashOnlySink(state.source)
+        reader = Reader(look.view, self._limits, CopyAhead(sink, self._limits.arena_bytes), self.host_folders)
+        readings = [
+            reader.read_touched(
+                reading,
+                state.baseline.place(reading.place.slot),
+                touched.get(reading.place.slot, ()),
+            )
+            for reading in look.readings
+        ]
+        return self._state(Look(look.view, sink, reader, readings, look.processes), state.baseline)
 
     def _look(self, view: ContainerView, baseline: Baseline, source: Source) -> Look:
         sink = HashOnlySink(source)

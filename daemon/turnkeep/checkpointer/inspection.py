@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from turnkeep_store.nodes import entry_of
@@ -17,7 +17,7 @@ from turnkeep.config import Limits
 from turnkeep.model import MountKind
 from turnkeep.watch.host_folders import HostFolders, unchanged_scan
 from turnkeep.watch.reading import Read, read_node, read_path, sync_mapped
-from turnkeep.watch.scan import Scan, differences, mapped_files, scan, status_of, too_fresh
+from turnkeep.watch.scan import Scan, differences, mapped_files, rescan, scan, status_of, too_fresh
 
 _FILE = b""
 """The path under which a place that is a single file knows that file."""
@@ -113,6 +113,26 @@ class Reader:
             }
             reading.gone = {path for path in baseline.files if path not in reading.scan.files}
             self._read_paths(reading, fd, wanted)
+            return reading
+        finally:
+            os.close(fd)
+
+    def read_touched(
+        self, earlier: PlaceReading, baseline: PlaceBaseline, touched: Collection[bytes]
+    ) -> PlaceReading:
+        """Read what changed, when only `touched` paths can have: inside a freeze, by us."""
+        # A host folder does not stand still with the container.
+        if earlier.place.is_file or earlier.place.mount.kind is MountKind.BIND:
+            return self.read(earlier.place, baseline)
+        fd = earlier.place.open(self._view.init_pid)
+        try:
+            overlay = earlier.place.is_rootfs
+            found = rescan(fd, earlier.scan, touched, overlay=overlay, exclude=earlier.place.exclude)
+            root = entry_of(fd, earlier.place.slot, overlay=overlay)
+            reading = PlaceReading(earlier.place, root, found, found.hardlinks(), read_ns=time.time_ns())
+            changed, gone = differences(baseline.files, found.files)
+            reading.gone.update(gone)
+            self._read_paths(reading, fd, changed)
             return reading
         finally:
             os.close(fd)

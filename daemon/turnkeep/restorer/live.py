@@ -91,7 +91,10 @@ def restore_live(
         except Exception as error:
             raise _undo(checkpointer, container, before.tree, before.source, error) from error
         progress("verify", 0, 0)
-        after = checkpointer.current_state(container, None if full else before.baseline, before.source)
+        if full:
+            after = checkpointer.current_state(container, None, before.source)
+        else:
+            after = checkpointer.after_writing(look, before, work.touched)
         check_digest(repository, checkpoint, after.digest.hex(), after.tree, after.source)
         if freeze is not None:
             freeze.check()
@@ -126,6 +129,7 @@ class _Live:
         self._source = source
         self._container = container
         self._places = {place.slot: place for place in container.covered()}
+        self.touched: dict[bytes, set[bytes]] = {}
 
     def bring(self, have: TreeId, want: TreeId) -> Written:
         """Bring every place from one tree to the other.
@@ -158,7 +162,8 @@ class _Live:
                 total.paths += 1
             elif want.subtree is not None:
                 image = self._container.image_view(place)
-                deltas = diff(self._source, have.subtree if have is not None else None, want.subtree)
+                deltas = list(diff(self._source, have.subtree if have is not None else None, want.subtree))
+                self.touched[place.slot] = {delta.path for delta in deltas}
                 written = apply_difference(fd, self._source, want.subtree, deltas, image)
                 total.paths += written.paths
                 total.bytes += written.bytes

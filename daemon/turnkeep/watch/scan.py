@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from turnkeep_store.beneath import O_DIRECTORY_READ, open_beneath
+from turnkeep_store.beneath import O_DIRECTORY_READ, O_PATH_NOFOLLOW, open_beneath
 from turnkeep_store.errors import UnsafePath
 
 from turnkeep.errors import ResourceExhausted
@@ -66,9 +67,72 @@ def scan(root_fd: int, *, overlay: bool, exclude: Collection[bytes] = (), max_pa
         ResourceExhausted: there are more than `max_paths` paths, or they are too long together.
     """
     result = Scan(started_ns=time.time_ns())
-    files = result.files
+    _walk(root_fd, b"", result.files, overlay=overlay, exclude=exclude, max_paths=max_paths)
+    return result
+
+
+def rescan(
+    root_fd: int, earlier: Scan, touched: Collection[bytes], *, overlay: bool, exclude: Collection[bytes] = ()
+) -> Scan:
+    """Return what a scan would find now if only `touched` paths, and all beneath them, changed.
+
+    The folders above them, whose times and names changed with them, are looked
+    at again, and so is every other name of an inode that was touched.
+    """
+    tops = set(touched)
+    above = {folder for path in tops for folder in _folders_above(path)}
+    files: dict[bytes, Status] = {}
+    inodes = set()
+    for path, status in earlier.files.items():
+        if path in tops or path in above or any(each in tops for each in _folders_above(path)):
+            if status[8] > 1:
+                inodes.add(status[1])
+        else:
+            files[path] = status
+    again = tops | above | {path for path, status in files.items() if status[1] in inodes}
+    result = Scan(files, time.time_ns())
+    for path in again:
+        found = _status_at(root_fd, path, overlay=overlay)
+        files.pop(path, None)
+        if found is None or path in exclude:
+            continue
+        files[path] = found
+        if path in tops and stat.S_ISDIR(found[0]):
+            _walk(root_fd, path, files, overlay=overlay, exclude=exclude, max_paths=sys.maxsize)
+    return result
+
+
+def _folders_above(path: bytes) -> Iterator[bytes]:
+    while b"/" in path:
+        path = path.rpartition(b"/")[0]
+        yield path
+
+
+def _status_at(root_fd: int, path: bytes, *, overlay: bool) -> Status | None:
+    try:
+        fd = open_beneath(root_fd, path, O_PATH_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError, UnsafePath):
+        return None
+    try:
+        status = os.fstat(fd)
+    finally:
+        os.close(fd)
+    if overlay and stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+        return WHITEOUT
+    return status_of(status)
+
+
+def _walk(
+    root_fd: int,
+    top: bytes,
+    files: dict[bytes, Status],
+    *,
+    overlay: bool,
+    exclude: Collection[bytes],
+    max_paths: int,
+) -> None:
     path_bytes = 0
-    pending = [b""]
+    pending = [top]
     while pending:
         folder = pending.pop()
         prefix = folder + b"/" if folder else b""
@@ -98,12 +162,12 @@ def scan(root_fd: int, *, overlay: bool, exclude: Collection[bytes] = (), max_pa
                         pending.append(path)
         finally:
             os.close(fd)
-    return result
 
 
 def _too_many(max_paths: int) -> ResourceExhausted:
     return ResourceExhausted(
-        f"more than {max_paths} paths in the writable state, or paths longer than {PATH_BYTES} bytes on average",
+        f"more than {max_paths} paths in the writable state,"
+        f" or paths longer than {PATH_BYTES} bytes on average",
         hint="raise limits.max_paths, or keep such data in a bind mount",
     )
 
