@@ -18,9 +18,10 @@ from turnkeep_store.snapshot import Snapshot
 
 from turnkeep.checkpoints import KIND, STATE_KIND, checkpoint_of
 from turnkeep.coordinator import restore as restoring
+from turnkeep.coordinator.captures import describe, head_baseline
 from turnkeep.coordinator.deps import Deps, run
 from turnkeep.coordinator.registry import Registry
-from turnkeep.coordinator.sandbox import SandboxCoordinator, describe, head_baseline
+from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.errors import ContainerNotFound, TurnkeepError
 from turnkeep.harness_state import state_of
 from turnkeep.journal import Change, Delete, Intent, put_checkpoint, put_sandbox, put_turn

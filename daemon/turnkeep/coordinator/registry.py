@@ -13,8 +13,9 @@ from turnkeep_store.errors import SnapshotNotFound
 from turnkeep_store.ids import SnapshotId
 
 from turnkeep.coordinator import restore as restoring
+from turnkeep.coordinator.captures import describe
 from turnkeep.coordinator.deps import Deps, run
-from turnkeep.coordinator.sandbox import SandboxCoordinator, describe
+from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.errors import (
     CheckpointNotFound,
     Conflict,

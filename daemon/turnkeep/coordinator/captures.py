@@ -1,0 +1,325 @@
+"""Captures: from the end of a turn, or an operator's wish, to a durable checkpoint.
+
+A capture holds `_work` until it is durable, so that the next one has a parent to
+build on; the gate opens earlier, at the consistent point.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import structlog
+from turnkeep_store.errors import StoreError, StoreFull
+from turnkeep_store.ids import TreeId
+
+from turnkeep.checkpointer.capture import Capture, Inspection
+from turnkeep.checkpointer.view import Baseline
+from turnkeep.checkpoints import checkpoint_of, metadata_of
+from turnkeep.coordinator.deps import run, to_its_end
+from turnkeep.coordinator.state import SandboxState
+from turnkeep.errors import (
+    TurnkeepError,
+)
+from turnkeep.journal import Change, put_checkpoint
+from turnkeep.model import (
+    NO_TURN,
+    Checkpoint,
+    CheckpointId,
+    Decision,
+    Fidelity,
+    Origin,
+    Turn,
+    TurnClass,
+    TurnNumber,
+    TurnState,
+    TurnTimings,
+)
+from turnkeep.runtime.container import Container
+
+log = structlog.get_logger()
+
+NOT_CAPTURED = "processes: their memory is not captured by this version, only files are"
+
+
+class Captures(SandboxState):
+    """The part of a sandbox's coordinator that keeps what changed."""
+
+    async def process(self, turn: Turn) -> None:
+        """Bring an ended turn to DURABLE, SKIPPED or FAILED. Never raises."""
+        opened = False
+
+        async def open_gate() -> None:
+            nonlocal opened
+            if not opened:
+                opened = True
+                self._before_consistent -= 1
+                await self._notify()
+
+        try:
+            async with self._work:
+                await self._keep(turn, open_gate)
+        except Exception as error:
+            await self._fail(turn.number, error)
+        finally:
+            await open_gate()
+            self._active.pop(turn.number, None)
+            self._ended_ns.pop(turn.number, None)
+            await self._notify()
+
+    def expect(self) -> None:
+        """Keep the gate shut until the `process` that follows opens it."""
+        self._before_consistent += 1
+
+    async def _keep(self, turn: Turn, open_gate: Callable[[], Any]) -> None:
+        ended_ns = self._ended_ns.get(turn.number, time.monotonic_ns())
+        capture_pool = self.deps.pools.capture
+        container = await self.open()
+        inspection = await run(capture_pool, self.deps.checkpointer.inspect, container, self.baseline)
+        decision = inspection.decision
+        timings = replace(turn.timings, inspect_ns=time.monotonic_ns() - ended_ns)
+        self._advance(turn, state=TurnState.CLASSIFIED, decision=decision, timings=timings)
+        if decision.turn_class is TurnClass.STATELESS:
+            await run(capture_pool, self.deps.checkpointer.settle, inspection, self.baseline)
+            await self._classified(turn, decision)
+            head = self.record.head_checkpoint_id
+            await self.update(
+                "skipped", decision.reason, turn=turn, state=TurnState.SKIPPED, checkpoint_id=head
+            )
+            return
+        with self._undoing(inspection):
+            await self._keep_changed(turn, container, inspection, timings, ended_ns, open_gate)
+
+    async def _keep_changed(
+        self,
+        turn: Turn,
+        container: Container,
+        inspection: Inspection,
+        timings: TurnTimings,
+        ended_ns: int,
+        open_gate: Callable[[], Any],
+    ) -> None:
+        decision = inspection.decision
+        capture = await self._capture(inspection)
+        timings = replace(timings, freeze_ns=capture.freeze_ns, captured_ns=time.monotonic_ns() - ended_ns)
+        # From here on the sandbox may run: who waits at the gate is told before
+        # anything is written.
+        self._advance(turn, state=TurnState.CAPTURED, timings=timings)
+        await open_gate()
+        await self._classified(turn, decision)
+        await self.update("captured", decision.reason, turn=turn)
+        draft = self._draft(container, capture, Origin.TURN, decision, turn=turn.number)
+        checkpoint = await self.commit(capture, draft)
+        timings = replace(timings, durable_ns=time.monotonic_ns() - ended_ns)
+        await self.record_checkpoint(checkpoint, turn, timings=timings)
+
+    @contextmanager
+    def _undoing(self, inspection: Inspection) -> Iterator[None]:
+        """Let go of a capture that is not recorded in the end, and of its baseline.
+
+        The next turn is then compared with the last one that was, and finds what
+        this one changed.
+        """
+        before = self.baseline
+        try:
+            yield
+        except BaseException:
+            self.baseline = before
+            inspection.drop()
+            raise
+
+    async def _classified(self, turn: Turn, decision: Decision) -> None:
+        details = {"class": decision.turn_class.value, "reason": decision.reason}
+        await self.record_event("classified", decision.reason, turn=turn, details=details)
+
+    def _advance(self, turn: Turn, **changes: Any) -> None:
+        """Move an active turn on in memory; waiters are told with the next notification."""
+        self._active[turn.number] = replace(self._active.get(turn.number, turn), **changes)
+
+    async def _fail(self, number: TurnNumber, error: Exception) -> None:
+        reason = describe(error)
+        if not isinstance(error, (TurnkeepError, StoreError, OSError)):
+            log.exception("capture failed unexpectedly", sandbox=self.record.name, turn=number)
+        turn = self.turn(number)
+        self._advance(turn, state=TurnState.FAILED, state_reason=reason)
+        try:
+            await self.update("failed", reason, turn=turn)
+        except Exception as unrecorded:
+            # The disk is full, say. Who waits has to learn of it all the same;
+            # recovery finds the turn ended and not kept.
+            self._unrecorded[number] = self._active[number]
+            log.error("failure not recorded", sandbox=self.record.name, turn=number, cause=str(unrecorded))
+
+    async def _capture(
+        self, inspection: Inspection, before_thaw: Callable[[], None] | None = None
+    ) -> Capture:
+        return await run(
+            self.deps.pools.capture,
+            self.deps.checkpointer.capture,
+            inspection,
+            self.baseline,
+            before_thaw or (lambda: None),
+        )
+
+    async def take(
+        self,
+        origin: Origin,
+        *,
+        name: str = "",
+        tags: tuple[str, ...] = (),
+        before_thaw: Callable[[], None] | None = None,
+        even_if_unchanged: bool = True,
+        answers: Callable[[Checkpoint], Iterable[Change]] = lambda checkpoint: (),
+    ) -> Checkpoint | None:
+        """Take a checkpoint of the present state; the caller holds the sandbox (`holding`).
+
+        Returns None if nothing changed and that is enough. What `answers` gives is
+        journaled together with the checkpoint.
+        """
+        taking = self._take(origin, name, tags, before_thaw, even_if_unchanged, answers)
+        return await to_its_end(taking)
+
+    async def _take(
+        self,
+        origin: Origin,
+        name: str,
+        tags: tuple[str, ...],
+        before_thaw: Callable[[], None] | None,
+        even_if_unchanged: bool,
+        answers: Callable[[Checkpoint], Iterable[Change]],
+    ) -> Checkpoint | None:
+        container = await self.open()
+        pool = self.deps.pools.capture
+        inspection = await run(pool, self.deps.checkpointer.inspect, container, self.baseline)
+        unchanged = inspection.decision.turn_class is TurnClass.STATELESS
+        if unchanged and not even_if_unchanged and not inspection.changed:
+            await run(pool, self.deps.checkpointer.settle, inspection, self.baseline)
+            return None
+        decision = inspection.decision
+        if self.record.head_checkpoint_id is None:
+            decision = replace(decision, reason="the first checkpoint: the state at the attach", unsure=())
+        with self._undoing(inspection):
+            capture = await self._capture(inspection, before_thaw)
+            draft = self._draft(container, capture, origin, decision, name=name, tags=tags)
+            checkpoint = await self.commit(capture, draft)
+            await self.record_checkpoint(checkpoint, None, changes=answers(checkpoint))
+        return checkpoint
+
+    async def commit(self, capture: Capture, draft: Checkpoint) -> Checkpoint:
+        """Make a capture durable and take it as the new baseline."""
+        ancestors = await run(self.deps.pools.journal, self._ancestors)
+        committed = await run(
+            self.deps.pools.commit,
+            self.deps.checkpointer.commit,
+            capture,
+            self.baseline,
+            metadata_of(draft, ancestors),
+        )
+        checkpoint = checkpoint_of(committed.snapshot)
+        assert checkpoint is not None
+        self.baseline = committed.baseline
+        self.baseline.checkpoint_id = checkpoint.id
+        return checkpoint
+
+    async def record_checkpoint(
+        self,
+        checkpoint: Checkpoint,
+        turn: Turn | None,
+        timings: TurnTimings | None = None,
+        changes: Iterable[Change] = (),
+    ) -> None:
+        """Journal a checkpoint as durable, and as the sandbox's head."""
+        fields: dict[str, Any] = {}
+        if turn is not None:
+            fields = {
+                "state": TurnState.DURABLE,
+                "checkpoint_id": checkpoint.id,
+                "changed_files": checkpoint.changed_files,
+                "changed_bytes": checkpoint.changed_bytes,
+                "stored_bytes": checkpoint.stored_bytes,
+                "timings": timings or turn.timings,
+            }
+        await self.update(
+            "durable",
+            checkpoint.decision.reason,
+            turn=turn,
+            record={"head_checkpoint_id": checkpoint.id, "mounts": checkpoint.mounts},
+            details={"checkpoint": checkpoint.id, "stored_bytes": checkpoint.stored_bytes},
+            changes=(put_checkpoint(checkpoint), *changes),
+            **fields,
+        )
+
+    def _ancestors(self) -> list[CheckpointId]:
+        found: list[CheckpointId] = []
+        at = self.record.head_checkpoint_id
+        while at is not None and len(found) < 64:
+            found.append(at)
+            checkpoint = self.deps.journal.checkpoint(at)
+            at = checkpoint.parent_id if checkpoint is not None else None
+        return found
+
+    def _draft(
+        self,
+        container: Container,
+        capture: Capture,
+        origin: Origin,
+        decision: Decision,
+        *,
+        turn: TurnNumber = NO_TURN,
+        name: str = "",
+        tags: tuple[str, ...] = (),
+    ) -> Checkpoint:
+        """Return what is known of a checkpoint before it is committed."""
+        not_captured = [f"{mount.target}: {mount.reason}" for mount in container.mounts if not mount.covered]
+        if capture.stateful:
+            listed = ", ".join(str(process) for process in capture.stateful[:10])
+            not_captured.insert(0, f"{NOT_CAPTURED} ({listed})")
+        inspected = container.inspected
+        return Checkpoint(
+            id=CheckpointId(""),
+            sandbox_id=self.record.id,
+            parent_id=self.record.head_checkpoint_id,
+            turn=turn,
+            origin=origin,
+            created_at_ns=capture.captured_at_ns,
+            digest="",
+            tree="",
+            fidelity=Fidelity.FILES_ONLY if capture.stateful else Fidelity.COMPLETE,
+            decision=decision,
+            mounts=container.mounts,
+            not_captured=tuple(not_captured),
+            name=name,
+            tags=tags,
+            image=container.image,
+            image_id=container.image_id,
+            layers=container.layers,
+            container={
+                "Id": inspected["Id"],
+                "Name": container.name,
+                "Config": inspected["Config"],
+                "HostConfig": inspected["HostConfig"],
+                "Networks": sorted((inspected.get("NetworkSettings") or {}).get("Networks") or ()),
+                "Mounts": inspected.get("Mounts") or [],
+            },
+        )
+
+
+def describe(error: BaseException) -> str:
+    """Return an error in one line, for a turn's reason."""
+    if isinstance(error, StoreFull):
+        return f"the disk under the state directory is full: {error}"
+    if isinstance(error, TurnkeepError):
+        return f"{error.message} ({error.object})" if error.object else error.message
+    if isinstance(error, (StoreError, OSError)):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error} (a defect; the daemon's log has the details)"
+
+
+def head_baseline(checkpoint: Checkpoint | None) -> Baseline:
+    """Return what is known of a sandbox whose files were not watched: its tree alone."""
+    if checkpoint is None:
+        return Baseline()
+    return Baseline(TreeId(bytes.fromhex(checkpoint.tree)), checkpoint.id)
