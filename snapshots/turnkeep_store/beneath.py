@@ -70,11 +70,16 @@ def parent_beneath(root_fd: int, path: bytes) -> Iterator[tuple[int, bytes]]:
     Operations on that name with `dir_fd` and without following symlinks stay
     beneath `root_fd`, whatever is renamed meanwhile: the descriptor is of the
     directory, not of a path.
+
+    Raises:
+        UnsafePath: the way there is not safe, or `path` ends in no name.
+        OSError: any other failure of open(2).
     """
     head, _, name = path.rpartition(b"/")
     if not name or name in (b".", b".."):
         raise UnsafePath(f"not a path beneath a directory: {path!r}")
-    fd = open_beneath(root_fd, head, O_PATH_NOFOLLOW | os.O_DIRECTORY)
+    # Without O_NOFOLLOW a symlink is refused as one, not as what is no directory.
+    fd = open_beneath(root_fd, head, os.O_PATH | os.O_DIRECTORY)
     try:
         yield fd, name
     finally:

@@ -29,7 +29,6 @@ from turnkeep_store.nodes import (
     set_attributes,
     write_segments,
 )
-from turnkeep_store.overlay import tree_folder
 from turnkeep_store.tree import Directory, Entry, NodeType
 
 
@@ -140,7 +139,7 @@ class _Difference:
             self._link(path, link)
         for path in sorted(self._folders, key=lambda each: (each.count(b"/"), each), reverse=True):
             known = self._folders[path]
-            entry = known if known is not None else self._wanted(path, self._entry_in_tree(path))
+            entry = known if known is not None else self._wanted_at(path)
             if entry is None or not entry.is_directory or not path:
                 continue
             with parent_beneath(self._root, path) as (parent, name):
@@ -151,9 +150,19 @@ class _Difference:
             return None if entry.type is NodeType.WHITEOUT else entry
         return self._image.lookup(path) if self._image is not None else None
 
-    def _entry_in_tree(self, path: bytes) -> Entry | None:
-        head, _, name = path.rpartition(b"/")
-        return tree_folder(self._source, self._want, head).entries.get(name)
+    def _wanted_at(self, path: bytes) -> Entry | None:
+        """Return what the wanted state has at any path."""
+        folder: TreeId | None = self._want
+        entry: Entry | None = None
+        for name in path.split(b"/"):
+            # Below a file or a whiteout there is nothing, whatever the image has.
+            if folder is None:
+                return None
+            entry = self._source.read_directory(folder).entries.get(name)
+            if entry is None:
+                break
+            folder = entry.subtree
+        return self._wanted(path, entry)
 
     def _present(self, path: bytes) -> Entry | None:
         try:

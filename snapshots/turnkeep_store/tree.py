@@ -28,6 +28,8 @@ from turnkeep_store.ids import ID_BYTES, BlobId, Digest, TreeId
 MAX_DIRECTORY_BYTES = 256 * 1024 * 1024
 MAX_NAME_BYTES = 255
 MAX_TARGET_BYTES = 4096
+MAX_LINK_PATH_BYTES = 1024 * 1024
+"""A path from a tree's root may be longer than any one system call takes."""
 
 
 class NodeType(enum.IntEnum):
@@ -225,7 +227,8 @@ def _from_list(row: Any) -> Entry:
     for number in (mode, uid, gid, size, rdev):
         if not isinstance(number, int) or number < 0:
             raise ValueError(f"negative or non-integer attribute {number!r}")
-    if not isinstance(mtime_ns, int) or not isinstance(target, bytes) or len(target) > MAX_TARGET_BYTES:
+    longest = MAX_LINK_PATH_BYTES if kind == NodeType.HARDLINK else MAX_TARGET_BYTES
+    if not isinstance(mtime_ns, int) or not isinstance(target, bytes) or len(target) > longest:
         raise ValueError("time or target of the wrong type")
     if not isinstance(name, bytes):
         raise ValueError("name of the wrong type")

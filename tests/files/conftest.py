@@ -12,8 +12,8 @@ from turnkeep.config import Limits
 from turnkeep.watch import scan
 from turnkeep_store.repository import Repository
 
-from .overlays import Step, build_image
-from .sandboxes import Overlay, Sandbox
+from .overlays import Overlay, Step, build_image
+from .sandboxes import Sandbox
 
 MakeSandbox = Callable[..., Sandbox]
 

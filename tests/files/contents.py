@@ -12,6 +12,8 @@ from pathlib import Path
 MIB = 1024 * 1024
 SECOND = 10**9
 
+Fill = Callable[[Path], None]
+
 DEEP_LEVELS = 1200
 DEEP_NAME = "level-with-a-name"
 WIDE_NAMES = 20_000
@@ -190,7 +192,7 @@ def image(root: Path) -> None:
     os.setxattr(root / "kept", "user.of", b"the image")
 
 
-CONTENTS: list[Callable[[Path], None]] = [
+CONTENTS: list[Fill] = [
     names,
     sparse_files,
     large_file,

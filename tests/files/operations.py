@@ -105,7 +105,7 @@ def make_anew(tree: Tree, old: int) -> None:
 
 def delete_and_recreate(tree: Tree, old: int) -> None:
     """Delete a folder and put back what was in it."""
-    path, aside = tree.old(old), tree.root + b"/aside"
+    path, aside = os.fsdecode(tree.old(old)), os.fsdecode(tree.root) + "/aside"
     if os.path.islink(path) or not os.path.isdir(path):
         return
     shutil.copytree(path, aside, symlinks=True, ignore=_no_files_to_read)

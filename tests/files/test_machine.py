@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from turnkeep_store.repository import Repository
 
@@ -21,6 +20,9 @@ from .sandboxes import Sandbox, Saved
 
 TURNS = st.lists(OPERATIONS, min_size=1, max_size=8)
 EARLIER = st.integers(0, 30)
+
+EXAMPLES = 150
+"""About twenty seconds' worth. A change of the store or the reader deserves thousands."""
 
 
 class SandboxMachine(RuleBasedStateMachine):
@@ -94,10 +96,9 @@ def test_every_checkpoint_comes_back(repository: Repository, tmp_path: Path) -> 
     run_state_machine_as_test(
         SandboxMachine,
         settings=settings(
-            max_examples=int(os.environ.get("EX", "60")),
-            stateful_step_count=int(os.environ.get("ST", "20")),
+            max_examples=EXAMPLES,
+            stateful_step_count=20,
             deadline=None,
-            phases=[Phase.generate] if os.environ.get("NS") else list(Phase),
             suppress_health_check=list(HealthCheck),
         ),
     )

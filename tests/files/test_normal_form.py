@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from turnkeep_store.ids import Digest
 
 from .conftest import MakeSandbox
 from .contents import SECOND
@@ -274,7 +275,7 @@ def longer_by_a_hole(root: Path) -> None:
 
 
 def test_unequal_states_have_unequal_digests(box: Sandbox, make_sandbox: MakeSandbox) -> None:
-    found = {}
+    found: dict[Digest, str] = {}
     for way in (
         *(nothing, content, time_of_a_file, time_of_a_symlink, mode, owner_of_a_symlink, attribute),
         *(attribute_of_a_symlink, deleted, folder_deleted, folder_emptied, empty_folder, linked, copied),
