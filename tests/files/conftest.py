@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -60,6 +61,8 @@ def make_sandbox(tmp_path: Path, repository: Repository) -> Iterator[MakeSandbox
                 layers = list(image.overlay.layers)
             else:
                 layers = build_image(folder / "image", image)
+            # pytest removes its folders by recursion, which deep trees are too deep for.
+            stack.callback(subprocess.run, ["rm", "-rf", folder], check=True)
             overlay = Overlay(folder, layers)
             sandbox = Sandbox(overlay, repository, limits)
             stack.callback(sandbox.close)

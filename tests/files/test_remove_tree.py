@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,7 @@ def folder(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     yield root, fd
     os.close(fd)
+    subprocess.run(["rm", "-rf", root], check=True)  # pytest itself cannot, if it is deep
 
 
 def test_a_deep_tree_goes_with_few_descriptors(folder: tuple[Path, int]) -> None:
