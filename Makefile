@@ -14,7 +14,9 @@ demo: image dev ## show it at work on a real sandbox
 	$(BIN)/python scripts/demo.py
 
 test: image dev ## all tests, against a real engine (PYTEST_ARGS='-k name')
-	$(BIN)/pytest $(PYTEST_ARGS)
+	@# A folder of its own: pytest removes what other sessions of this user left in the shared one.
+	@tmp=$$(mktemp -d) && trap 'rm -rf --one-file-system "$$tmp"' EXIT && \
+	PYTEST_DEBUG_TEMPROOT=$$tmp $(BIN)/pytest $(PYTEST_ARGS)
 
 check: dev ## format, lint, types, import rules, generated code, shell scripts
 	$(BIN)/ruff format --check
