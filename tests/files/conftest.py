@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +12,7 @@ from turnkeep.config import Limits
 from turnkeep.watch import scan
 from turnkeep_store.repository import Repository
 
-from .overlays import Overlay, Step, build_image
+from .overlays import Overlay, Step, build_image, remove_all
 from .sandboxes import Sandbox
 
 MakeSandbox = Callable[..., Sandbox]
@@ -61,8 +60,7 @@ def make_sandbox(tmp_path: Path, repository: Repository) -> Iterator[MakeSandbox
                 layers = list(image.overlay.layers)
             else:
                 layers = build_image(folder / "image", image)
-            # pytest removes its folders by recursion, which deep trees are too deep for.
-            stack.callback(subprocess.run, ["rm", "-rf", folder], check=True)
+            stack.callback(remove_all, folder)
             overlay = Overlay(folder, layers)
             sandbox = Sandbox(overlay, repository, limits)
             stack.callback(sandbox.close)

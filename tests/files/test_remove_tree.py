@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from turnkeep_store.nodes import remove_tree
 
 from . import contents
 from .listing import listing
-from .overlays import build_image, mounted
+from .overlays import build_image, mounted, remove_all
 
 DESCRIPTORS = 8
 """How many more a removal may hold."""
@@ -41,7 +40,7 @@ def folder(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     yield root, fd
     os.close(fd)
-    subprocess.run(["rm", "-rf", root], check=True)  # pytest itself cannot, if it is deep
+    remove_all(root)
 
 
 def test_a_deep_tree_goes_with_few_descriptors(folder: tuple[Path, int]) -> None:
