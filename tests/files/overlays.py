@@ -53,6 +53,11 @@ def bind(source: Path, target: Path) -> None:
     _check(_libc.mount(os.fsencode(source), os.fsencode(target), None, 4096, None), target)
 
 
+def mount_tmpfs(target: Path) -> None:
+    """Mount a file system in memory."""
+    _check(_libc.mount(b"tmpfs", os.fsencode(target), b"tmpfs", 0, None), target)
+
+
 def unmount(target: Path) -> None:
     """Take a mount away, even if a descriptor still holds it."""
     _check(_libc.umount2(os.fsencode(target), _MNT_DETACH), target)

@@ -39,6 +39,7 @@ class FakeView:
         mount = Mount(target=str(overlay.merged), kind=MountKind.ROOTFS, covered=True)
         self.place = Place(slot=ROOTFS, mount=mount, host_path=str(overlay.upper))
         self.image = LayerView(overlay.layers)
+        self.further: list[Place] = []
         self.init_pid = 1
         self.running = True
         self.inspected: Mapping[str, Any] = {}
@@ -48,7 +49,7 @@ class FakeView:
         self.used_ns = 0
 
     def covered(self) -> tuple[Place, ...]:
-        return (self.place,)
+        return (self.place, *self.further)
 
     def pids(self) -> list[int]:
         return self.processes
@@ -61,7 +62,7 @@ class FakeView:
         yield None
 
     def image_view(self, place: Any) -> LayerView | None:
-        return self.image
+        return self.image if place is self.place else None
 
 
 @dataclass(frozen=True, slots=True)
