@@ -176,6 +176,13 @@ class DigestMismatch(RestoreFailed):
     exit_code = ExitCode.MISMATCH
 
 
+class CriuFailed(TurnkeepError):
+    """CRIU could not dump or restore processes; the message quotes its log."""
+
+    reason = "CRIU_FAILED"
+    exit_code = ExitCode.FAILED
+
+
 class InternalError(TurnkeepError):
     """A defect of Turnkeep: the daemon's log has the details."""
 
