@@ -183,6 +183,20 @@ class CriuFailed(TurnkeepError):
     exit_code = ExitCode.FAILED
 
 
+class BadImages(TurnkeepError):
+    """Process images are not what CRIU writes: damaged, forged, or of a version not known."""
+
+    reason = "BAD_IMAGES"
+    exit_code = ExitCode.DAMAGED
+
+
+class ImagesRefused(TurnkeepError):
+    """Process images ask for more than the container's configuration gives."""
+
+    reason = "IMAGES_REFUSED"
+    exit_code = ExitCode.UNSUPPORTED
+
+
 class InternalError(TurnkeepError):
     """A defect of Turnkeep: the daemon's log has the details."""
 

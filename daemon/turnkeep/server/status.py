@@ -9,6 +9,7 @@ from grpc_status import rpc_status
 from turnkeep_store import errors as store
 
 from turnkeep.errors import (
+    BadImages,
     CaptureFailed,
     CheckpointNotFound,
     Conflict,
@@ -19,6 +20,7 @@ from turnkeep.errors import (
     DigestMismatch,
     EngineUnavailable,
     GateTimeout,
+    ImagesRefused,
     InternalError,
     InvalidRequest,
     ResourceExhausted,
@@ -53,6 +55,8 @@ _CODES: dict[type[TurnkeepError], grpc.StatusCode] = {
     RestoreFailed: grpc.StatusCode.ABORTED,
     CriuFailed: grpc.StatusCode.ABORTED,
     DigestMismatch: grpc.StatusCode.DATA_LOSS,
+    BadImages: grpc.StatusCode.DATA_LOSS,
+    ImagesRefused: grpc.StatusCode.FAILED_PRECONDITION,
     StoreDamaged: grpc.StatusCode.DATA_LOSS,
     TurnkeepError: grpc.StatusCode.INTERNAL,
 }
