@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 BIN := .venv/bin
-SHELL_SCRIPTS := scripts/host scripts/image scripts/lib.sh scripts/protos scripts/venv .ci/run
+SHELL_SCRIPTS := scripts/criu scripts/criu-self-test scripts/host scripts/image scripts/lib.sh scripts/protos scripts/venv .ci/run
 
 .DEFAULT_GOAL := help
 .PHONY: bench check clean demo dev help host image protos test
@@ -33,7 +33,7 @@ bench: image dev ## measure, in at most five minutes
 dev: ## .venv with the project in editable mode and its tools
 	@scripts/venv
 
-host: ## a Docker Engine that answers, installed and started if need be
+host: ## a Docker Engine that answers and a CRIU that works, installed and started if need be
 	@scripts/host
 
 image: host ## the sandbox image of the tests, turnkeep/sandbox:test

@@ -100,6 +100,11 @@ require_docker_cli() {
   fi
 }
 
+# criu_version CRIU: what it says of itself; fails for what is no CRIU.
+criu_version() {
+  "$1" --version 2>/dev/null | awk '$1 == "Version:" { print $2; found = 1 } END { exit !found }'
+}
+
 # Prints the newest Python that will do. Each candidate is run, because a version
 # manager has its shims in the PATH also for versions that are not there.
 find_python() {
