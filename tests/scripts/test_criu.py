@@ -119,7 +119,7 @@ def test_the_cache_makes_one_without_network_and_a_damaged_one_is_replaced(
     assert host.run().stdout.endswith(f"is in {host.root} and works\n")
     # Leftovers of runs that were killed.
     Path(f"{host.root}.new.abc123").mkdir()
-    (host.root / "lib" / "libc.so.6").write_bytes(b"no library")
+    next(host.root.glob("usr/lib/*/libc.so.6")).write_bytes(b"no library")
     done = host.run()
     assert f"{host.root}/bin/criu does not work here: " in done.stdout
     assert done.stdout.endswith(f"is in {host.root} and works\n")
@@ -138,21 +138,12 @@ def test_nobody_but_root_may_write_to_it(host: Host, packages: Path) -> None:
 def test_it_needs_nothing_of_the_file_system_it_runs_in(host: Host, packages: Path) -> None:
     host.run()
     empty = host.root.parent / "empty"
-    shutil.copytree(host.root, empty / "criu", symlinks=True)
-    # Such a file would have a library of the sandbox's loaded.
-    (empty / "etc").mkdir()
-    (empty / "etc" / "ld.so.preload").write_text("/hostile.so\n")
-    command = [
-        "/criu/lib/ld.so",
-        "--inhibit-cache",
-        "--library-path",
-        "/criu/lib",
-        "/criu/lib/criu",
-        "--version",
-    ]
+    shutil.copytree(host.root, empty, symlinks=True)
+    [loader] = empty.glob("usr/lib/*/ld-linux*")
+    libraries = f"/{loader.parent.relative_to(empty)}"
+    command = [f"{libraries}/{loader.name}", "--library-path", libraries, "/usr/sbin/criu", "--version"]
     done = subprocess.run(["chroot", empty, *command], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("Version: ")
-    assert done.stderr == ""
+    assert (done.stdout[:9], done.stderr) == ("Version: ", "")
 
 
 @pytest.mark.parametrize("damage", ["content", "missing", "list", "writable"])
