@@ -1,21 +1,37 @@
-"""`turnkeep install` and `turnkeep uninstall`: the systemd unit."""
+"""`turnkeep install` and `turnkeep uninstall`: the systemd unit and the OCI runtime."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from turnkeep import config
 from turnkeep.cli import printing
-from turnkeep.cli.run import started
+from turnkeep.cli.run import Run, started
 from turnkeep.errors import TurnkeepError, Unsupported
+
+if TYPE_CHECKING:
+    from turnkeep.runtime.registration import RuntimeEngine, Settings
 
 NAME = "turnkeep.service"
 INSTALLED = Path("/etc/systemd/system") / NAME
 _HOST_RUNS_SYSTEMD = Path("/run/systemd/system")
+
+NoUnit = Annotated[bool, typer.Option("--no-unit", help="Leave the systemd unit alone.")]
+NoRuntime = Annotated[bool, typer.Option("--no-runtime", help="Leave the OCI runtime alone.")]
+DaemonJson = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", help="The engine's configuration; the running engine's by default."),
+]
+RuntimeDir = Annotated[
+    Path | None, typer.Option(metavar="PATH", help="Where the runtime is put; /usr/local/lib/turnkeep.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,10 +40,86 @@ def add_to(app: typer.Typer) -> None:
     app.command()(uninstall)
 
 
-def install(ctx: typer.Context) -> None:
-    """Install the systemd unit and start the daemon, now and at every boot."""
+def install(
+    ctx: typer.Context,
+    no_unit: NoUnit = False,
+    no_runtime: NoRuntime = False,
+    daemon_json: DaemonJson = None,
+    runtime_dir: RuntimeDir = None,
+) -> None:
+    """Install the systemd unit and the OCI runtime, and start the daemon.
+
+    Doing it again brings both up to date. Without systemd only the runtime is installed.
+    """
     run = started(ctx)
-    _require_systemd()
+    if not no_runtime:
+        from turnkeep.runtime import registration
+
+        settings = _settings(daemon_json, runtime_dir)
+        engine, host = _engine()
+        try:
+            _say(run, registration.register(engine, host, settings))
+        finally:
+            engine.close()
+    if not no_unit and _has_systemd(run, runtime_too=not no_runtime):
+        _install_unit(run)
+
+
+def uninstall(
+    ctx: typer.Context,
+    no_unit: NoUnit = False,
+    no_runtime: NoRuntime = False,
+    daemon_json: DaemonJson = None,
+    runtime_dir: RuntimeDir = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take the runtime away although containers use it.")
+    ] = False,
+) -> None:
+    """Stop the daemon, remove the systemd unit and the OCI runtime. State and checkpoints stay."""
+    run = started(ctx)
+    if not no_runtime:
+        from turnkeep.runtime import registration
+
+        settings = _settings(daemon_json, runtime_dir)
+        engine, host = _engine()
+        try:
+            _say(run, registration.unregister(engine, host, settings, force=force))
+        finally:
+            engine.close()
+    if not no_unit and _has_systemd(run, runtime_too=not no_runtime):
+        _uninstall_unit(run)
+
+
+def _settings(daemon_json: Path | None, runtime_dir: Path | None) -> Settings:
+    # Only here: every other command does without Docker and the store.
+    from turnkeep.runtime.registration import CRIU_BIN, FOLDER, Settings
+
+    criu = os.environ.get("TURNKEEP_CRIU_ROOT")
+    return Settings(
+        folder=(runtime_dir or FOLDER).absolute(),
+        criu_bin=Path(criu, "bin").absolute() if criu else CRIU_BIN,
+        daemon_json=daemon_json.absolute() if daemon_json else None,
+    )
+
+
+def _engine() -> tuple[RuntimeEngine, str]:
+    from turnkeep.runtime.registration import RuntimeEngine
+
+    host = config.load().docker_host
+    return RuntimeEngine(host), host
+
+
+def _has_systemd(run: Run, *, runtime_too: bool) -> bool:
+    if _HOST_RUNS_SYSTEMD.is_dir():
+        return True
+    hint = "start the daemon with: turnkeep serve"
+    if not runtime_too:
+        raise Unsupported("this host does not run systemd", hint=hint)
+    _say(run, [f"this host does not run systemd, so there is no unit; {hint}"])
+    return False
+
+
+def _install_unit(run: Run) -> None:
     text = _for_this_program(_shipped().read_text())
     try:
         INSTALLED.write_text(text)
@@ -35,15 +127,12 @@ def install(ctx: typer.Context) -> None:
         raise _refused(error) from error
     _systemctl("daemon-reload")
     _systemctl("enable", "--now", NAME)
-    run.out.print(printing.styled(f"installed {INSTALLED}; the daemon runs"))
+    _say(run, [f"installed {INSTALLED}; the daemon runs"])
 
 
-def uninstall(ctx: typer.Context) -> None:
-    """Stop the daemon and remove the systemd unit. State and checkpoints stay."""
-    run = started(ctx)
-    _require_systemd()
+def _uninstall_unit(run: Run) -> None:
     if not INSTALLED.exists():
-        run.out.print(printing.styled("the unit is not installed; nothing to do"))
+        _say(run, ["the unit is not installed; nothing to do"])
         return
     _systemctl("disable", "--now", NAME)
     try:
@@ -51,7 +140,12 @@ def uninstall(ctx: typer.Context) -> None:
     except OSError as error:
         raise _refused(error) from error
     _systemctl("daemon-reload")
-    run.out.print(printing.styled(f"removed {INSTALLED}; the state stays where it is"))
+    _say(run, [f"removed {INSTALLED}; the state stays where it is"])
+
+
+def _say(run: Run, sentences: list[str]) -> None:
+    for sentence in sentences:
+        run.out.print(printing.styled(sentence), soft_wrap=True)
 
 
 def _shipped() -> Path:
@@ -70,11 +164,6 @@ def _for_this_program(unit: str) -> str:
         f"ExecStart={program} serve" if line.startswith("ExecStart=") else line for line in unit.splitlines()
     ]
     return "\n".join(lines) + "\n"
-
-
-def _require_systemd() -> None:
-    if not _HOST_RUNS_SYSTEMD.is_dir():
-        raise Unsupported("this host does not run systemd", hint="start the daemon with: turnkeep serve")
 
 
 def _systemctl(*words: str) -> None:
