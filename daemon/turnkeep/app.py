@@ -42,6 +42,7 @@ from turnkeep.errors import (
 )
 from turnkeep.journal import Journal
 from turnkeep.model import Event
+from turnkeep.process.engine import Processes
 from turnkeep.runtime.engine import ContainerEvent, Engine, boot_id
 from turnkeep.runtime.freezer import Freezer
 from turnkeep.server.interceptor import ErrorInterceptor
@@ -120,13 +121,16 @@ def _open(config: Config, stack: contextlib.ExitStack) -> Deps:
     freezer = stack.enter_context(Freezer())
     engine = Engine(config.docker_host)
     stack.callback(engine.close)
-    checkpointer = Checkpointer(repository, config.limits, config.classify)
+    processes = Processes(config.process, state / "run")
+    stack.callback(processes.close)
+    checkpointer = Checkpointer(repository, config.limits, config.classify, processes)
     stack.callback(checkpointer.host_folders.close)
     return Deps(
         config=config,
         journal=journal,
         repository=repository,
         checkpointer=checkpointer,
+        processes=processes,
         engine=engine,
         freezer=freezer,
         pools=pools,
@@ -177,9 +181,10 @@ async def _run(deps: Deps, group: asyncio.TaskGroup, stop: asyncio.Event) -> Non
         done.insert(0, "the daemon had not stopped in order: sandboxes are compared by content")
     for sentence in done:
         log.info("recovered", what=sentence)
+    unavailable = [deps.processes.degraded] if deps.processes.degraded else []
     degraded: list[str] = []
     service = TurnkeepService(
-        registry, Started(version("turnkeep"), started_ns, tuple(done), lambda: list(degraded))
+        registry, Started(version("turnkeep"), started_ns, tuple(done), lambda: unavailable + degraded)
     )
     server, health = await _listen(config, service)
     background = [

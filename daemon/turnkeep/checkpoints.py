@@ -12,6 +12,7 @@ from turnkeep.model import Checkpoint, CheckpointId
 KIND = "checkpoint"
 STATE_KIND = "turn-state"
 _ANCESTORS = 64
+_KNOWN_LATER = (*("id", "digest", "tree", "processes", "changed_files", "changed_bytes", "stored_bytes"),)
 
 
 def metadata_of(checkpoint: Checkpoint, ancestors: Sequence[CheckpointId]) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def metadata_of(checkpoint: Checkpoint, ancestors: Sequence[CheckpointId]) -> di
     finds the next when the journal has to be made anew.
     """
     value = checkpoint.to_json()
-    for known_later in ("id", "digest", "tree", "changed_files", "changed_bytes", "stored_bytes"):
+    for known_later in _KNOWN_LATER:
         value.pop(known_later)
     return {"kind": KIND, "checkpoint": value, "ancestors": list(ancestors[:_ANCESTORS])}
 
@@ -45,6 +46,15 @@ def checkpoint_of(
     if exists is not None and value.get("parent_id") not in exists:
         value["parent_id"] = next((each for each in ancestors if each in exists), None)  # type: ignore[union-attr]
     figures = {key: metadata.get(key, 0) for key in ("changed_files", "changed_bytes", "stored_bytes")}
+    # With processes the snapshot's root holds them beside the files.
+    tree = metadata.get("files") or snapshot.tree.hex()
     return Checkpoint.from_json(
-        {**value, **figures, "id": snapshot.id, "digest": snapshot.digest.hex(), "tree": snapshot.tree.hex()}
+        {
+            **value,
+            **figures,
+            "id": snapshot.id,
+            "digest": snapshot.digest.hex(),
+            "tree": tree,
+            "processes": metadata.get("processes"),
+        }
     )

@@ -20,6 +20,7 @@ DEFAULT_STATE_DIR = "/var/lib/turnkeep"
 DEFAULT_CONFIG = "/etc/turnkeep/turnkeep.toml"
 
 MIB = 1024 * 1024
+EXEC_SESSIONS = ("wait", "capture", "record", "fail")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,23 @@ class Classify:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSettings:
+    """How processes are captured and restored."""
+
+    enabled: bool = True
+    criu: str = ""
+    """A program, or a prefix that holds one. Empty: the one `make host` installed, else the host's."""
+    image_bytes: int = 2048 * MIB
+    """Memory for the images of one process tree while they are written or read."""
+    exec_sessions: str = "capture"
+    """What becomes of processes whose `docker exec` still waits: wait, capture, record or fail."""
+    exec_wait_s: float = 30.0
+    """How long "wait" waits for them to end; they are captured after that."""
+    keep_connections: bool = False
+    """Whether TCP connections to the outside are kept; by default processes see them reset."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything that can be set. Passed in, never looked up."""
 
@@ -83,6 +101,7 @@ class Config:
     auto_attach: bool = True
     limits: Limits = field(default_factory=Limits)
     classify: Classify = field(default_factory=Classify)
+    process: ProcessSettings = field(default_factory=ProcessSettings)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
 
     @property
@@ -129,7 +148,12 @@ def _read(path: Path, *, required: bool) -> dict[str, Any]:
 
 def _refuse_unknown(cls: type[Any], values: Mapping[str, Any], source: str, prefix: str = "") -> None:
     known = {item.name: item for item in dataclasses.fields(cls)}
-    nested = {"limits": Limits, "classify": Classify, "retention": RetentionPolicy}
+    nested = {
+        "limits": Limits,
+        "classify": Classify,
+        "process": ProcessSettings,
+        "retention": RetentionPolicy,
+    }
     for key, value in values.items():
         if key not in known:
             hint = f"known keys here: {', '.join(sorted(known))}"
@@ -151,6 +175,13 @@ def _check(config: Config, source: str) -> None:
         value = getattr(config.limits, item.name)
         if not (math.isfinite(value) and value > 0):
             raise InvalidRequest(f"limits.{item.name} has to be greater than zero", object=source)
+    if config.process.exec_sessions not in EXEC_SESSIONS:
+        known = ", ".join(EXEC_SESSIONS)
+        raise InvalidRequest(f"process.exec_sessions is one of {known}", object=source)
+    if config.process.image_bytes <= 0 or not config.process.exec_wait_s >= 0:
+        raise InvalidRequest(
+            "process.image_bytes and process.exec_wait_s must not be negative", object=source
+        )
     check_policy(config.retention, source)
     if not 1 <= config.compression_level <= 19:
         raise InvalidRequest("compression_level goes from 1 to 19", object=source)

@@ -107,6 +107,7 @@ class Fidelity(enum.StrEnum):
     """What a restore of a checkpoint brings back."""
 
     COMPLETE = "complete"
+    PARTIAL = "files and some processes"
     FILES_ONLY = "files only"
 
 
@@ -150,6 +151,59 @@ class Decision(_Json):
     cache_path_count: int = 0
     processes: tuple[str, ...] = ()
     unsure: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessLine(_Json):
+    """One captured process; all numbers are those that hold inside the sandbox."""
+
+    pid: int
+    parent: int
+    group: int
+    session: int
+    name: str
+    threads: int = 1
+    zombie: bool = False
+    confinement: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessTree(_Json):
+    """One dump: the processes that descend from `root`.
+
+    With kind "init" the root is the sandbox's own init, which a restore does not
+    touch; with kind "exec" it was started from outside. `replaced` maps CRIU's
+    names of files that lead out of the sandbox to what stands for them after a
+    restore. `images` is the folder in the store.
+    """
+
+    kind: str
+    root: int
+    images: str
+    processes: tuple[ProcessLine, ...]
+    skipped: tuple[int, ...] = ()
+    replaced: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    image_bytes: int = 0
+    stopped_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessImage(_Json):
+    """All processes of a sandbox at the instant of a checkpoint.
+
+    `missing` says which could not be dumped, and why. `turn` is the one that took
+    them; later ones reuse them as long as no process runs.
+    """
+
+    engine: str
+    trees: tuple[ProcessTree, ...]
+    criu: str
+    boot_id: str
+    turn: TurnNumber = NO_TURN
+    missing: tuple[str, ...] = ()
+    image_bytes: int = 0
+    stored_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +288,7 @@ class Checkpoint(_Json):
     image_id: str = ""
     layers: tuple[str, ...] = ()
     container: Mapping[str, Any] = field(default_factory=dict)
+    processes: ProcessImage | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from turnkeep_store.errors import SnapshotNotFound, StoreError
 from turnkeep_store.snapshot import Snapshot
 
 from turnkeep.checkpoints import KIND, STATE_KIND, checkpoint_of
+from turnkeep.coordinator import creation
 from turnkeep.coordinator import restore as restoring
 from turnkeep.coordinator.captures import describe, head_baseline
 from turnkeep.coordinator.deps import Deps, run
@@ -35,7 +36,6 @@ from turnkeep.model import (
     TurnNumber,
     TurnState,
 )
-from turnkeep.restorer.plan import no_progress
 from turnkeep.runtime.cgroup import find_cgroup
 
 log = structlog.get_logger()
@@ -261,8 +261,9 @@ async def _thaw(sandbox: SandboxCoordinator, done: list[str]) -> None:
         if not state.get("Running") or state.get("Paused"):
             return
         cgroup = find_cgroup(state["Pid"], inspected["Id"])
-        if cgroup.is_frozen():
+        if cgroup.is_frozen() or cgroup.held_pids():
             cgroup.thaw()
+            cgroup.let_go()
             done.append(f"thawed {sandbox.record.name}, which had been left frozen")
     except TurnkeepError as error:
         log.info("not looked at for a left freeze", sandbox=sandbox.record.name, reason=error.message)
@@ -298,8 +299,9 @@ async def _finish_restore(sandbox: SandboxCoordinator, intent: Intent) -> None:
         if intent.details.get("live") and inspected["State"].get("Running"):
             cgroup = find_cgroup(inspected["State"]["Pid"], inspected["Id"])
             cgroup.thaw()
+            cgroup.let_go()
             container = await sandbox.open()
-            await restoring.live(sandbox, container, checkpoint, full=True, progress=no_progress)
+            await restoring.live_again(sandbox, container, checkpoint)
         else:
             await restoring.cold_again(sandbox, checkpoint, inspected)
         await restoring.finish(sandbox, checkpoint, intent, int(intent.details["head_turn"]))
@@ -317,14 +319,14 @@ async def _remove_half_made(deps: Deps, intent: Intent, done: list[str]) -> None
         if inspected is not None and _is_of(inspected["Config"].get("Labels"), intent):
             deps.engine.remove(inspected["Id"])
             done.append(f"removed container {name}, which a restore had left half made")
-        for volume in deps.engine.volumes_with_label(f"{restoring.INTENT_LABEL}={intent.id}"):
+        for volume in deps.engine.volumes_with_label(f"{creation.INTENT_LABEL}={intent.id}"):
             deps.engine.remove_volume(volume)
 
     await run(deps.pools.engine, remove)
 
 
 def _is_of(labels: dict[str, str] | None, intent: Intent) -> bool:
-    return (labels or {}).get(restoring.INTENT_LABEL) == intent.id
+    return (labels or {}).get(creation.INTENT_LABEL) == intent.id
 
 
 async def _settle_turns(sandbox: SandboxCoordinator, done: list[str]) -> None:

@@ -88,6 +88,11 @@ def _finished(partial: bytearray, end: int, size: int) -> tuple[int, bytes]:
     return start, bytes(partial) + bytes(min(GRID, size - start) - len(partial))
 
 
+def is_zero(data: bytes) -> bool:
+    """Whether these bytes are all zeros."""
+    return not data or (data[0] == 0 and data.count(0) == len(data))
+
+
 def cut_stream(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Cut a stream where its content says so; the same bytes give the same cuts.
 

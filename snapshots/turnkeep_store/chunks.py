@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from turnkeep_store.blobs import BlobSink, BlobSource
-from turnkeep_store.chunker import cut, cut_stream
+from turnkeep_store.chunker import cut, cut_stream, is_zero
 from turnkeep_store.codec import MAX_RAW_BYTES
 from turnkeep_store.errors import Damaged, LimitExceeded
 from turnkeep_store.ids import BlobId
@@ -59,6 +59,25 @@ def write_stream(sink: BlobSink, chunks: Iterable[bytes]) -> tuple[Extent, ...]:
         if total > MAX_STREAM_BYTES:
             raise LimitExceeded(f"stream of more than {MAX_STREAM_BYTES} bytes: store it as a file")
         lists.add(Extent(ExtentKind.DATA, len(data), sink.put(data, BlobKind.DATA)))
+    return lists.finish()
+
+
+def write_chunks(sink: BlobSink, chunks: Iterable[bytes]) -> tuple[Extent, ...]:
+    """Store bytes that the caller has cut: where to cut is known from what they are.
+
+    Chunks of zeros become holes.
+
+    Raises:
+        LimitExceeded: a chunk is longer than a blob may be.
+    """
+    lists = _Lists(sink)
+    for data in chunks:
+        if len(data) > MAX_RAW_BYTES:
+            raise LimitExceeded(f"chunk of {len(data)} bytes: the limit is {MAX_RAW_BYTES}")
+        if is_zero(data):
+            lists.add(Extent(ExtentKind.HOLE, len(data), BlobId(b"")))
+        elif data:
+            lists.add(Extent(ExtentKind.DATA, len(data), sink.put(data, BlobKind.DATA)))
     return lists.finish()
 
 

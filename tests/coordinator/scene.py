@@ -29,6 +29,7 @@ from turnkeep.model import (
     ContainerState,
     Decision,
     Event,
+    Fidelity,
     Mount,
     MountKind,
     Origin,
@@ -138,7 +139,8 @@ class FakeCapture:
     files: Mapping[bytes, bytes]
     captured_at_ns: int
     freeze_ns: int = 1
-    stateful: tuple[str, ...] = ()
+    fidelity: Fidelity = Fidelity.COMPLETE
+    missing: tuple[str, ...] = ()
 
 
 class FakeCheckpointer:
@@ -263,6 +265,7 @@ class Scene:
                     repository=repository,
                     checkpointer=cast("Any", checkpointer),
                     engine=cast("Any", engine),
+                    processes=cast("Any", None),
                     freezer=cast("Any", None),
                     pools=pools,
                     spawn=spawn,

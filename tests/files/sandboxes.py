@@ -47,6 +47,10 @@ class FakeView:
         self.health_check: tuple[str, ...] = ()
         self.processes: list[int] = []
         self.used_ns = 0
+        self.freezer_folder = ""
+
+    def procs_files(self) -> list[str]:
+        return []
 
     def covered(self) -> tuple[Place, ...]:
         return (self.place, *self.further)

@@ -61,7 +61,28 @@ def test_processor_time_grows_and_outlives_its_process(group: Group) -> None:
 
 
 def test_a_containers_own_is_found(group: Group) -> None:
-    assert find_cgroup(group.add().pid, group.id) == group.cgroup
+    found = find_cgroup(group.add().pid, group.id)
+    assert found == group.cgroup
+    assert set(found.folders) == set(group.folders)
+
+
+def test_what_is_held_stands_still_while_newcomers_run(group: Group) -> None:
+    held = group.add()
+    group.cgroup.freeze(5)
+    group.cgroup.hold()
+    newcomer, late = group.add(), group.add()
+    newcomer.ask()
+    assert newcomer.answered(PATIENCE_S)
+    group.cgroup.hold_more([late.pid])
+    assert sorted(group.cgroup.held_pids()) == sorted([held.pid, late.pid])
+    for tenant in (held, late):
+        tenant.ask()
+        assert not tenant.answered(0.05)
+    group.cgroup.let_go()
+    assert held.answered(PATIENCE_S)
+    assert late.answered(PATIENCE_S)
+    assert group.cgroup.held_pids() == []
+    group.cgroup.let_go()
 
 
 def test_a_containers_own_is_found_from_below(group: Group) -> None:

@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from turnkeep_store.archiver import (
     Archived,
-    Change,
-    Remove,
     TreeSource,
     Upsert,
     archive,
-    same_attributes,
 )
 from turnkeep_store.blobs import BlobSink
-from turnkeep_store.diff import Delta, diff
+from turnkeep_store.diff import diff
 from turnkeep_store.ids import BlobId, Digest, TreeId
 from turnkeep_store.kinds import BlobKind
-from turnkeep_store.layers import LayerView
 from turnkeep_store.lease import Lease
-from turnkeep_store.overlay import normalise, tree_folder
 from turnkeep_store.repository import Repository
 from turnkeep_store.restorer import Source
 from turnkeep_store.snapshot import Snapshot
-from turnkeep_store.tree import Directory, Entry, NodeType
+from turnkeep_store.tree import Directory, Entry
 from turnkeep_store.writer import BlobWriter, HashOnlySink
 
 from turnkeep.checkpointer.arena import CopyAhead
+from turnkeep.checkpointer.changes import changes, count, image_of, is_in, only_folder_time
+from turnkeep.checkpointer.images import commit_images, fidelity_of, is_still
 from turnkeep.checkpointer.inspection import (
     PlaceReading,
     Reader,
     baseline_after,
-    opaque_now,
     settle_unchanged,
 )
 from turnkeep.checkpointer.view import Baseline, ContainerView, PlaceBaseline
 from turnkeep.config import Classify, Limits
 from turnkeep.errors import CaptureFailed
-from turnkeep.model import Decision, TurnClass
-from turnkeep.paths import ROOTFS, display
+from turnkeep.model import Decision, Fidelity, ProcessImage, TurnClass, TurnNumber
+from turnkeep.paths import display
+from turnkeep.process.engine import Dump, Processes
+from turnkeep.process.sandboxed import Waiting
 from turnkeep.turns import Evidence, classify
 from turnkeep.watch.host_folders import HostFolders
 from turnkeep.watch.processes import Process, ProcessSample, activity, quiet_since, sample, stateful_test
@@ -81,6 +80,24 @@ class Capture:
     stateful: tuple[Process, ...]
     captured_at_ns: int
     freeze_ns: int
+    dump: Dump | None = None
+    reused: ProcessImage | None = None
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """What a restore will bring back."""
+        return fidelity_of(self.dump or self.reused, stateful=bool(self.stateful))
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The processes that could not be dumped, and why."""
+        image = self.dump or self.reused
+        return tuple(image.missing) if image is not None else ()
+
+    def drop_dump(self) -> None:
+        """Let go of the images that were dumped."""
+        if self.dump is not None:
+            self.dump.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +143,13 @@ class Committed:
 class Checkpointer:
     """Takes checkpoints of any sandbox into one repository. Used from many threads."""
 
-    def __init__(self, repository: Repository, limits: Limits, rules: Classify) -> None:
+    def __init__(
+        self, repository: Repository, limits: Limits, rules: Classify, processes: Processes | None = None
+    ) -> None:
         self._repository = repository
         self._limits = limits
         self._rules = rules
+        self._processes = processes
         self.host_folders = HostFolders()
 
     def inspect(self, view: ContainerView, baseline: Baseline) -> Inspection:
@@ -164,7 +184,7 @@ class Checkpointer:
                 # Every path counts as changed until its status is accepted, and
                 # as gone when it vanishes before that.
                 baseline.places[slot] = PlaceBaseline(dict.fromkeys(reading.scan.files, NEVER))
-            is_changed = functools.partial(_is_in, changed, slot)
+            is_changed = functools.partial(is_in, changed, slot)
             settle_unchanged(baseline.places[slot], reading, is_changed)
         inspection.drop()
 
@@ -186,9 +206,12 @@ class Checkpointer:
         for attempt in range(1, self._limits.capture_attempts + 1):
             began_ns = time.monotonic_ns()
             try:
-                with inspection.view.frozen(self._limits.freeze_budget_s) as freeze:
+                with (
+                    self._criu_waiting(inspection, baseline) as waiting,
+                    inspection.view.frozen(self._limits.freeze_budget_s) as freeze,
+                ):
                     inspection.ahead.frozen = True
-                    capture = self._capture_frozen(inspection, baseline)
+                    capture = self._capture_frozen(inspection, baseline, waiting)
                     if freeze is not None:
                         freeze.check()
                     before_thaw()
@@ -213,30 +236,34 @@ class Checkpointer:
         """
         inspection = capture.inspection
         repository, writer = self._repository, inspection.writer
+        turn = TurnNumber(metadata.get("checkpoint", {}).get("turn", 0))
         try:
             tree = self._archive(writer, repository, capture.readings, baseline, inspection.view)
+            kept = commit_images(writer, tree.tree, capture.dump, baseline.image, turn)
             writer.flush()
             deltas = diff(repository, baseline.tree, tree.tree)
-            changed_files, changed_bytes = _count(deltas, _image_of(inspection.view))
+            changed_files, changed_bytes = count(deltas, image_of(inspection.view))
             stored = writer.stats.stored_bytes
             snapshot = repository.commit(
                 writer,
-                tree=tree.tree,
+                tree=kept.root,
                 digest=tree.digest,
                 metadata={
                     **metadata,
+                    **kept.metadata(),
                     "changed_files": changed_files,
                     "changed_bytes": changed_bytes,
                     "stored_bytes": stored,
                 },
             )
         finally:
+            capture.drop_dump()
             inspection.drop()
         places = {
             reading.place.slot: baseline_after(reading, baseline.place(reading.place.slot))
             for reading in capture.readings
         }
-        after = Baseline(tree.tree, None, places, capture.processes)
+        after = Baseline(tree.tree, None, places, capture.processes, kept.image)
         return Committed(snapshot, after, changed_files, changed_bytes, stored)
 
     def current_state(
@@ -319,7 +346,7 @@ class Checkpointer:
         mapped = any(reading.mapped for reading in readings)
         return not torn and not mapped and quiet_since(before, frozen, self._stateful(view))
 
-    def _capture_frozen(self, inspection: Inspection, baseline: Baseline) -> Capture:
+    def _capture_frozen(self, inspection: Inspection, baseline: Baseline, waiting: list[Waiting]) -> Capture:
         view = inspection.view
         processes = sample(view.pids(), view.usage_ns)
         is_stateful = self._stateful(view)
@@ -333,7 +360,27 @@ class Checkpointer:
                 for reading in inspection.readings
             ]
         stateful = tuple(process for process in processes.processes.values() if is_stateful(process))
-        return Capture(inspection, readings, processes, stateful, captured_at_ns, 0)
+        dump = None
+        ran = bool(inspection.decision.processes) or not quiet
+        if self._processes is not None and not (baseline.image is not None and is_still(stateful, ran)):
+            pids = {process.pid for process in stateful}
+            dump = self._processes.dump(view, pids.__contains__, waiting)
+            # CRIU has them run a little of its own code.
+            processes = sample(view.pids(), view.usage_ns)
+        return Capture(inspection, readings, processes, stateful, captured_at_ns, 0, dump, baseline.image)
+
+    @contextlib.contextmanager
+    def _criu_waiting(self, inspection: Inspection, baseline: Baseline) -> Iterator[list[Waiting]]:
+        """Have CRIU started before the freeze, if it will be needed in it."""
+        is_stateful = self._stateful(inspection.view)
+        running = inspection.processes.processes.values()
+        stateful = {process.pid for process in running if is_stateful(process)}
+        expected = stateful and (inspection.decision.processes or baseline.image is None)
+        if self._processes is None or not expected:
+            yield []
+            return
+        with self._processes.waiting(inspection.view, stateful.__contains__) as waiting:
+            yield waiting
 
     def _copy_again(self, inspection: Inspection, baseline: Baseline) -> None:
         inspection.processes = sample(inspection.view.pids(), inspection.view.usage_ns)
@@ -351,12 +398,12 @@ class Checkpointer:
         deltas: list[bytes] = []
         if baseline.tree is None:
             unsure.append("there is no checkpoint to compare with")
-        image = _image_of(view)
+        image = image_of(view)
         sink = HashOnlySink(self._repository)
         tree = self._archive(sink, sink, inspection.readings, baseline, view)
         if baseline.tree is not None and tree.digest != self._digest(baseline.tree):
             found = diff(sink, baseline.tree, tree.tree)
-            deltas = [delta.path for delta in found if not _only_folder_time(delta, image)]
+            deltas = [delta.path for delta in found if not only_folder_time(delta, image)]
         for reading in inspection.readings:
             torn = [
                 path
@@ -428,114 +475,11 @@ class Checkpointer:
             return Directory.decode(sink.get(BlobId(built.tree))).entries[reading.place.slot]
         parent = old.subtree if old is not None else None
         image = view.image_view(reading.place)
-        changes = _changes(reading, image, baseline, source, parent)
-        if changes or parent is None:
-            built = archive(sink, source, parent, changes, image)
+        changed = changes(reading, image, baseline, source, parent)
+        if changed or parent is None:
+            built = archive(sink, source, parent, changed, image)
         else:
             assert old is not None
             assert old.digest is not None
             built = Archived(parent, old.digest)
         return replace(reading.root, subtree=built.tree, digest=built.digest)
-
-
-def _changes(
-    reading: PlaceReading,
-    image: LayerView | None,
-    baseline: PlaceBaseline,
-    source: TreeSource,
-    parent: TreeId | None,
-) -> list[Change]:
-    raw = reading.changes()
-    if image is not None:
-        upper = _Upper(reading, baseline, image, source, parent)
-        return normalise(raw, upper, image, source, parent)
-    return [
-        Remove(change.path) if change.entry is None else Upsert(change.path, change.entry, change.segments)
-        for change in raw
-    ]
-
-
-class _Upper:
-    """The upper layer as a reading saw it (see `overlay.UpperView`)."""
-
-    def __init__(
-        self,
-        reading: PlaceReading,
-        baseline: PlaceBaseline,
-        image: LayerView,
-        source: TreeSource,
-        parent: TreeId | None,
-    ) -> None:
-        self._reading = reading
-        self._opaque = opaque_now(reading, baseline)
-        self._hides: dict[bytes, bool] = {}
-        self._image = image
-        self._source = source
-        self._parent = parent
-
-    def has(self, path: bytes) -> bool:
-        return self._reading.scan.has(path)
-
-    def hides_image(self, path: bytes) -> bool:
-        walked, hides = [], False
-        while path and not hides:
-            known = self._hides.get(path)
-            if known is not None:
-                hides = known
-                break
-            walked.append(path)
-            hides = path in self._opaque
-            path = path.rpartition(b"/")[0]
-        self._hides.update(dict.fromkeys(walked, hides))
-        return hides
-
-    def folder(self, path: bytes) -> Entry:
-        """Describe a folder that did not change: as the tree says, or else as the image does."""
-        read = self._reading.reads.get(path)
-        if read is not None and read.change.entry is not None:
-            return read.change.entry
-        head, _, name = path.rpartition(b"/")
-        known = tree_folder(self._source, self._parent, head).entries.get(name)
-        if known is not None and known.is_directory:
-            return known
-        present = self._image.lookup(path)
-        if present is None or present.type is not NodeType.DIRECTORY:
-            raise CaptureFailed(f"folder {display(path)} is in neither the last checkpoint nor the image")
-        return replace(present, mtime_ns=self._reading.scan.files[path][3])
-
-
-def _is_in(changed: set[bytes], slot: bytes, path: bytes) -> bool:
-    return (slot + b"/" + path if path else slot) in changed
-
-
-def _count(deltas: Iterable[Delta], image: LayerView | None) -> tuple[int, int]:
-    """Return how many paths differ, folders that differ in time only left out, and their new bytes."""
-    files = size = 0
-    for delta in deltas:
-        if _only_folder_time(delta, image):
-            continue
-        files += 1
-        if delta.after is not None and (delta.before is None or delta.before.content != delta.after.content):
-            size += delta.after.size
-    return files, size
-
-
-def _image_of(view: ContainerView) -> LayerView | None:
-    """Return the layers below the root file system."""
-    return next((view.image_view(place) for place in view.covered() if place.is_rootfs), None)
-
-
-def _only_folder_time(delta: Delta, image: LayerView | None) -> bool:
-    """Whether a folder is named only because something beneath it changed.
-
-    A tree leaves out a folder that equals the image's; once it names the folder,
-    that alone is no change of it.
-    """
-    before, after = delta.before, delta.after
-    slot, _, path = delta.path.partition(b"/")
-    if image is not None and slot == ROOTFS and path and (before is None or after is None):
-        present = image.lookup(path)
-        before, after = before or present, after or present
-    if before is None or after is None or not (before.is_directory and after.is_directory):
-        return False
-    return same_attributes(before, after)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from turnkeep_store.ids import TreeId
 from turnkeep_store.layers import LayerView
 
-from turnkeep.model import CheckpointId, Mount
+from turnkeep.model import CheckpointId, Mount, ProcessImage
 from turnkeep.watch.processes import ProcessSample
 from turnkeep.watch.scan import Status
 
@@ -66,6 +66,11 @@ class ContainerView(Protocol):
 
     def usage_ns(self) -> int: ...
 
+    @property
+    def freezer_folder(self) -> str: ...
+
+    def procs_files(self) -> list[str]: ...
+
     def frozen(
         self, budget_s: float, *, hold: bool = False
     ) -> contextlib.AbstractContextManager[FrozenView | None]: ...
@@ -92,13 +97,15 @@ class Baseline:
     """What a sandbox's next turn is compared with.
 
     An empty one is always sound: everything is then read and compared by
-    content, which is what happens after a start of the daemon.
+    content, which is what happens after a start of the daemon. `image` holds the
+    processes as they were dumped when `processes` was sampled.
     """
 
     tree: TreeId | None = None
     checkpoint_id: CheckpointId | None = None
     places: dict[bytes, PlaceBaseline] = field(default_factory=dict)
     processes: ProcessSample | None = None
+    image: ProcessImage | None = None
 
     def place(self, slot: bytes) -> PlaceBaseline:
         """Return what is known of a place."""

@@ -30,7 +30,6 @@ from turnkeep.model import (
     Checkpoint,
     CheckpointId,
     Decision,
-    Fidelity,
     Origin,
     Turn,
     TurnClass,
@@ -41,8 +40,6 @@ from turnkeep.model import (
 from turnkeep.runtime.container import Container
 
 log = structlog.get_logger()
-
-NOT_CAPTURED = "processes: their memory is not captured by this version, only files are"
 
 
 class Captures(SandboxState):
@@ -274,9 +271,7 @@ class Captures(SandboxState):
     ) -> Checkpoint:
         """Return what is known of a checkpoint before it is committed."""
         not_captured = [f"{mount.target}: {mount.reason}" for mount in container.mounts if not mount.covered]
-        if capture.stateful:
-            listed = ", ".join(str(process) for process in capture.stateful[:10])
-            not_captured.insert(0, f"{NOT_CAPTURED} ({listed})")
+        not_captured[:0] = capture.missing
         inspected = container.inspected
         return Checkpoint(
             id=CheckpointId(""),
@@ -287,7 +282,7 @@ class Captures(SandboxState):
             created_at_ns=capture.captured_at_ns,
             digest="",
             tree="",
-            fidelity=Fidelity.FILES_ONLY if capture.stateful else Fidelity.COMPLETE,
+            fidelity=capture.fidelity,
             decision=decision,
             mounts=container.mounts,
             not_captured=tuple(not_captured),

@@ -14,6 +14,7 @@ from turnkeep_store.repository import Repository
 from turnkeep.checkpointer.capture import Checkpointer
 from turnkeep.config import Config
 from turnkeep.journal import Journal
+from turnkeep.process.engine import Processes
 from turnkeep.runtime.engine import Engine
 from turnkeep.runtime.freezer import Freezer
 
@@ -62,6 +63,7 @@ class Deps:
     journal: Journal
     repository: Repository
     checkpointer: Checkpointer
+    processes: Processes
     engine: Engine
     freezer: Freezer
     pools: Pools

@@ -12,6 +12,7 @@ import structlog
 from turnkeep_store.errors import SnapshotNotFound
 from turnkeep_store.ids import SnapshotId
 
+from turnkeep.coordinator import creation
 from turnkeep.coordinator import restore as restoring
 from turnkeep.coordinator.captures import describe
 from turnkeep.coordinator.deps import Deps, run
@@ -409,7 +410,7 @@ class Registry:
         checkpoint = wish.checkpoint
         owner = self.sandboxes.get(checkpoint.sandbox_id)
         gone = owner is not None and owner.record.container_state is ContainerState.GONE
-        restoring.check_new(checkpoint, original_exists=owner is not None and not gone)
+        creation.check_new(checkpoint, original_exists=owner is not None and not gone)
         host = (
             SandboxCoordinator(_blank(checkpoint, new_name), self.deps)
             if not gone or owner is None
@@ -423,14 +424,17 @@ class Registry:
                 sandbox_id=host.record.id,
                 details={"name": new_name, "checkpoint": checkpoint.id},
             )
-            await host.record_event("restoring", f"into {new_name}", changes=(put_intent(intent),))
+            ready = await restoring.load(host, checkpoint)
             try:
+                await host.record_event("restoring", f"into {new_name}", changes=(put_intent(intent),))
                 restored, baseline, container = await run(
-                    self.deps.pools.long, restoring.restore_new, host, checkpoint, intent, progress
+                    self.deps.pools.long, creation.restore_new, host, checkpoint, intent, ready, progress
                 )
             except BaseException:
                 await host.record_event("failed", f"into {new_name}", changes=(Delete("intent", intent.id),))
                 raise
+            finally:
+                ready.close()
             host.use(container)
             host.baseline = baseline
             host.record = replace(

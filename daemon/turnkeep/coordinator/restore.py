@@ -16,26 +16,25 @@ from typing import Any
 from turnkeep.checkpointer.view import Baseline
 from turnkeep.coordinator.deps import run
 from turnkeep.coordinator.sandbox import SandboxCoordinator
-from turnkeep.errors import Conflict, ContainerNotRunning, SandboxGone, Unsupported
+from turnkeep.errors import ContainerNotRunning, SandboxGone, Unsupported
 from turnkeep.journal import Delete, Intent, put_intent
 from turnkeep.model import (
     Checkpoint,
     CheckpointId,
     ContainerState,
     Fidelity,
-    MountKind,
     Origin,
     Turn,
     TurnNumber,
 )
 from turnkeep.restorer.cold import (
     fill_on_disk,
-    new_container_config,
     start_and_fill,
     wait_until_unmounted,
 )
 from turnkeep.restorer.live import restore_live, stop_strays, wait_until_gone
 from turnkeep.restorer.plan import Choice, Progress, Restored, choose, no_progress
+from turnkeep.restorer.processes import Ready, bring_back, load_images, reap_dead
 from turnkeep.runtime.container import Container, open_container
 from turnkeep.runtime.places import Places, places_on_disk
 from turnkeep.watch.processes import Process, sample, stateful_test
@@ -44,8 +43,6 @@ RESTORE_FREEZE_S = 600.0
 """A restore's freeze is held by the daemon alone; this bounds only how long freezing may take to begin."""
 
 START_FREEZE_S = 60.0
-
-INTENT_LABEL = "turnkeep.restore"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,18 +108,21 @@ async def restore(sandbox: SandboxCoordinator, wish: Wish, progress: Progress) -
             sandbox_id=sandbox.record.id,
             details={"checkpoint": wish.checkpoint.id, "live": choice.live, "head_turn": _head_turn(wish)},
         )
-        await sandbox.record_event("restoring", choice.reason, changes=(put_intent(intent),))
+        ready = await load(sandbox, wish.checkpoint)
         try:
+            await sandbox.record_event("restoring", choice.reason, changes=(put_intent(intent),))
             if choice.live:
                 stopped = await _stop_strays(sandbox, container, is_stateful)
                 restored = await live(
-                    sandbox, container, wish.checkpoint, full=bool(wish.full), progress=progress
+                    sandbox, container, wish.checkpoint, ready, full=bool(wish.full), progress=progress
                 )
             else:
-                restored = await cold(sandbox, container, wish.checkpoint, progress)
+                restored = await cold(sandbox, container, wish.checkpoint, progress, ready)
         except Exception as error:
-            await _give_up(sandbox, intent, choice, safety_id, error, progress)
+            await _give_up(sandbox, intent, choice, safety_id, error, progress, container)
             raise
+        finally:
+            ready.close()
         await finish(sandbox, wish.checkpoint, intent, _head_turn(wish))
         return Outcome(
             mode="live" if choice.live else "cold",
@@ -143,20 +143,30 @@ async def _give_up(
     safety_id: CheckpointId | None,
     error: Exception,
     progress: Progress,
+    container: Container,
 ) -> None:
     """Put back what a failed restore changed, and forget its intent.
 
-    A live one has done so itself. A cold one goes back to the checkpoint taken
-    before it; if that fails, too, the intent stays for the next start.
+    A live one has put back the files itself; the processes come back from the
+    checkpoint taken before it. A cold one goes back to that checkpoint; if that
+    fails, too, the intent stays for the next start.
     """
     sandbox.baseline = Baseline(sandbox.baseline.tree, sandbox.baseline.checkpoint_id)
     before = sandbox.deps.journal.checkpoint(safety_id) if safety_id is not None else None
-    if not choice.live and before is not None:
+    if before is not None:
         try:
-            await cold(sandbox, await sandbox.open(), before, progress)
+            ready = await load(sandbox, before)
+            try:
+                if choice.live:
+                    await run(sandbox.deps.pools.long, _processes_again, sandbox, container, ready)
+                else:
+                    await cold(sandbox, await sandbox.open(), before, progress, ready)
+            finally:
+                ready.close()
         except Exception as again:
             await sandbox.record_event("failed", f"restore: {error}; going back failed, too: {again}")
-            return
+            if not choice.live:
+                return
     await sandbox.record_event("failed", f"restore: {error}", changes=(Delete("intent", intent.id),))
 
 
@@ -204,6 +214,18 @@ def _choose(container: Container, wish: Wish, is_stateful: Callable[[Process], b
     return choose(state, init_is_stateful=init is not None and is_stateful(init), wanted_live=wish.live)
 
 
+async def load(sandbox: SandboxCoordinator, checkpoint: Checkpoint) -> Ready:
+    """Load and check a checkpoint's processes, before anything is changed; the caller closes it."""
+    deps = sandbox.deps
+    return await run(deps.pools.long, load_images, deps.repository, deps.processes, checkpoint.processes)
+
+
+def _processes_again(sandbox: SandboxCoordinator, container: Container, ready: Ready) -> None:
+    """Bring processes back whose files are right already. Does nothing if some still run."""
+    with container.frozen(RESTORE_FREEZE_S, hold=True):
+        bring_back(ready, container, sandbox.deps.processes)
+
+
 async def _stop_strays(
     sandbox: SandboxCoordinator, container: Container, is_stateful: Callable[[Process], bool]
 ) -> tuple[Process, ...]:
@@ -211,6 +233,8 @@ async def _stop_strays(
         with container.frozen(sandbox.deps.config.limits.freeze_budget_s):
             killed = stop_strays(container, is_stateful)
         wait_until_gone(container, killed)
+        if killed:
+            reap_dead(container)
         return killed
 
     return await run(sandbox.deps.pools.capture, stop)
@@ -220,11 +244,16 @@ async def live(
     sandbox: SandboxCoordinator,
     container: Container,
     checkpoint: Checkpoint,
+    ready: Ready,
     *,
     full: bool,
     progress: Progress,
 ) -> Restored:
     """Restore a running container; the caller holds the sandbox."""
+
+    def and_then() -> list[str]:
+        return bring_back(ready, container, sandbox.deps.processes)
+
     restored, baseline = await run(
         sandbox.deps.pools.long,
         restore_live,
@@ -236,16 +265,32 @@ async def live(
         full=full,
         budget_s=RESTORE_FREEZE_S,
         progress=progress,
+        and_then=and_then if ready.trees else None,
     )
     sandbox.baseline = baseline
     return restored
 
 
+async def live_again(sandbox: SandboxCoordinator, container: Container, checkpoint: Checkpoint) -> Restored:
+    """Repeat a live restore that was cut off anywhere: what it brought back is killed first."""
+    ready = await load(sandbox, checkpoint)
+    try:
+        stopped = await _stop_strays(sandbox, container, _stateful(sandbox, container))
+        restored = await live(sandbox, container, checkpoint, ready, full=True, progress=no_progress)
+    finally:
+        ready.close()
+    return replace(restored, stopped=tuple(map(str, stopped)))
+
+
 async def cold(
-    sandbox: SandboxCoordinator, container: Container, checkpoint: Checkpoint, progress: Progress
+    sandbox: SandboxCoordinator,
+    container: Container,
+    checkpoint: Checkpoint,
+    progress: Progress,
+    ready: Ready,
 ) -> Restored:
     """Stop the container, put its files right, start it; the caller holds the sandbox."""
-    return await _cold(sandbox, sandbox.places or container.places, checkpoint, progress)
+    return await _cold(sandbox, sandbox.places or container.places, checkpoint, progress, ready)
 
 
 async def cold_again(
@@ -255,11 +300,15 @@ async def cold_again(
     if sandbox.places is None and inspected["State"].get("Running"):
         await sandbox.open()
     places = sandbox.places or places_on_disk(inspected, checkpoint.mounts)
-    return await _cold(sandbox, places, checkpoint, no_progress)
+    ready = await load(sandbox, checkpoint)
+    try:
+        return await _cold(sandbox, places, checkpoint, no_progress, ready)
+    finally:
+        ready.close()
 
 
 async def _cold(
-    sandbox: SandboxCoordinator, places: Places, checkpoint: Checkpoint, progress: Progress
+    sandbox: SandboxCoordinator, places: Places, checkpoint: Checkpoint, progress: Progress, ready: Ready
 ) -> Restored:
     deps = sandbox.deps
     container_id = sandbox.record.container_id
@@ -287,6 +336,7 @@ async def _cold(
             written,
             budget_s=START_FREEZE_S,
             progress=progress,
+            and_then=lambda container: bring_back(ready, container, deps.processes),
         )
 
     restored, baseline, started = await run(deps.pools.long, whole)
@@ -315,8 +365,8 @@ async def finish(sandbox: SandboxCoordinator, checkpoint: Checkpoint, intent: In
 def _notes(wish: Wish) -> tuple[str, ...]:
     notes = []
     checkpoint, turn = wish.checkpoint, wish.turn
-    if checkpoint.fidelity is Fidelity.FILES_ONLY:
-        notes.append("fidelity: files only; the processes that ran then did not come back")
+    if checkpoint.fidelity is not Fidelity.COMPLETE:
+        notes.append(f"fidelity: {checkpoint.fidelity}; the other processes that ran then did not come back")
     decision = turn.decision if turn is not None else None
     if (
         turn is not None
@@ -333,102 +383,3 @@ def _notes(wish: Wish) -> tuple[str, ...]:
         f"{mount.target} is not covered: {mount.reason}" for mount in checkpoint.mounts if not mount.covered
     )
     return tuple(notes)
-
-
-def make_container(
-    sandbox: SandboxCoordinator, checkpoint: Checkpoint, name: str, intent_id: str
-) -> tuple[str, dict[str, str]]:
-    """Create, not start, a container like the one that a checkpoint was taken of.
-
-    A label names the intent, so that recovery knows a half-made one for its own.
-
-    Named volumes are made anew, so that nothing another container uses is
-    touched. Returns its id and the volumes' old and new names.
-    """
-    engine = sandbox.deps.engine
-    named = [
-        mount["Name"]
-        for mount in checkpoint.container.get("Mounts", ())
-        if mount["Type"] == "volume" and not _is_anonymous(mount["Name"])
-    ]
-    volumes = {old: f"{name}-{old}" for old in named}
-    for new in volumes.values():
-        engine.create_volume(new, {INTENT_LABEL: intent_id})
-    try:
-        config = new_container_config(checkpoint, volumes)
-        config["Labels"] = {**(config.get("Labels") or {}), INTENT_LABEL: intent_id}
-        return engine.create(name, config), volumes
-    except BaseException:
-        for new in volumes.values():
-            engine.remove_volume(new)
-        raise
-
-
-def _is_anonymous(name: str) -> bool:
-    return len(name) == 64 and all(digit in "0123456789abcdef" for digit in name)
-
-
-def restore_new(
-    sandbox: SandboxCoordinator, checkpoint: Checkpoint, intent: Intent, progress: Progress
-) -> tuple[Restored, Baseline, Container]:
-    """Make a new container and fill it with a checkpoint. Blocking.
-
-    If this raises, there is no new container, and no new volume.
-
-    Raises:
-        Conflict: the name is taken.
-        Unsupported: the image that is there has other layers.
-    """
-    deps = sandbox.deps
-    image = deps.engine.image(checkpoint.image_id)
-    if tuple(image["RootFS"]["Layers"]) != checkpoint.layers:
-        raise Unsupported(
-            "the image has other layers than the checkpoint", object=f"image {checkpoint.image}"
-        )
-    progress("create", 0, 0)
-    container_id, volumes = make_container(sandbox, checkpoint, intent.details["name"], intent.id)
-    try:
-        inspected = deps.engine.inspect(container_id)
-        places = places_on_disk(inspected, checkpoint.mounts)
-        written = fill_on_disk(deps.repository, checkpoint, places.covered, progress)
-        unstarted = open_container(deps.engine, deps.freezer, container_id, places)
-        try:
-            present = deps.checkpointer.current_state(unstarted, None)
-        finally:
-            unstarted.close()
-
-        def start() -> Container:
-            deps.engine.start(container_id)
-            return open_container(deps.engine, deps.freezer, container_id)
-
-        return start_and_fill(
-            deps.repository,
-            deps.checkpointer,
-            checkpoint,
-            start,
-            present,
-            written,
-            budget_s=START_FREEZE_S,
-            progress=progress,
-        )
-    except BaseException:
-        deps.engine.remove(container_id)
-        for new in volumes.values():
-            deps.engine.remove_volume(new)
-        raise
-
-
-def check_new(checkpoint: Checkpoint, *, original_exists: bool) -> None:
-    """Refuse a new container that would write where the original still does.
-
-    Raises:
-        Conflict: an opted-in folder of the host is covered, and the original is there.
-    """
-    shared = [mount.target for mount in checkpoint.mounts if mount.kind is MountKind.BIND and mount.covered]
-    if shared and original_exists:
-        raise Conflict(
-            f"folders of the host are part of the checkpoint ({', '.join(shared)}), and the original"
-            " container still uses them",
-            object=f"checkpoint {checkpoint.id[:12]}",
-            hint="remove the original container first",
-        )

@@ -134,12 +134,15 @@ def start_and_fill(
     *,
     budget_s: float,
     progress: Progress,
+    and_then: Callable[[Container], list[str]] | None = None,
 ) -> tuple[Restored, Baseline, Container]:
     """Start a container whose disk content is restored, fill the rest, and compare digests.
 
     `on_disk` is what was read back of the disk before the start; together with
     what is read of the rest after it, it has to have the checkpoint's digest. A
     container whose own process writes at once differs from it later, rightly.
+    `and_then` brings back the processes once the files are right; nothing has run
+    until then.
 
     Raises:
         DigestMismatch: they differ.
@@ -150,11 +153,14 @@ def start_and_fill(
         filled = fill_running(repository, checkpoint, container, written)
         progress("verify", 0, 0)
         state = checkpointer.current_state(container, None)
-        processes = sample(container.pids(), container.usage_ns)
-    volatile = {place.slot for place in filled}
-    digest = _compare(repository, checkpoint, on_disk, state, volatile)
-    targets = ", ".join(sorted(place.mount.target for place in filled))
-    notes = (NOT_ONE_INSTANT.format(places=targets),) if filled else ()
+        processes = None if checkpoint.processes else sample(container.pids(), container.usage_ns)
+        volatile = {place.slot for place in filled}
+        digest = _compare(repository, checkpoint, on_disk, state, volatile)
+        targets = ", ".join(sorted(place.mount.target for place in filled))
+        notes: tuple[str, ...] = (NOT_ONE_INSTANT.format(places=targets),) if filled else ()
+        if and_then is not None:
+            progress("processes", 0, 0)
+            notes += tuple(and_then(container))
     freeze_ns = freeze.ns if freeze is not None else 0
     restored = Restored(digest.hex(), written, freeze_ns, True, notes)
     if state.digest != digest:

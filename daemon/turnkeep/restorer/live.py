@@ -14,7 +14,7 @@ from turnkeep_store.repository import Repository
 from turnkeep_store.restorer import Source, Written, apply_difference
 from turnkeep_store.tree import Entry
 
-from turnkeep.checkpointer.capture import Checkpointer
+from turnkeep.checkpointer.capture import Checkpointer, State
 from turnkeep.checkpointer.view import Baseline
 from turnkeep.errors import RestoreFailed
 from turnkeep.model import Checkpoint
@@ -68,12 +68,16 @@ def restore_live(
     full: bool,
     budget_s: float,
     progress: Progress,
+    and_then: Callable[[], list[str]] | None = None,
 ) -> tuple[Restored, Baseline]:
     """Bring a running container's files to a checkpoint, frozen meanwhile.
 
+    `and_then` is called inside the freeze once the files are right, and brings
+    back the processes; what it returns is to be said of the restore.
+
     `baseline` is what is known of the present state; with None everything is
     read first. Afterwards the digest of what is there equals the checkpoint's.
-    If writing fails, the files are brought back to what they were.
+    If writing or `and_then` fails, the files are brought back to what they were.
 
     Raises:
         DigestMismatch: what was written is not what reads back.
@@ -89,7 +93,7 @@ def restore_live(
         try:
             written = work.bring(before.tree, want)
         except Exception as error:
-            raise _undo(checkpointer, container, before.tree, before.source, error) from error
+            raise _undo(checkpointer, container, before, "writing failed", error) from error
         progress("verify", 0, 0)
         if full:
             after = checkpointer.current_state(container, None, before.source)
@@ -98,28 +102,37 @@ def restore_live(
         check_digest(repository, checkpoint, after.digest.hex(), after.tree, after.source)
         if freeze is not None:
             freeze.check()
-        processes = sample(container.pids(), container.usage_ns)
+        processes = None if checkpoint.processes else sample(container.pids(), container.usage_ns)
+        notes: list[str] = []
+        if and_then is not None:
+            progress("processes", 0, 0)
+            try:
+                notes = and_then()
+            except Exception as error:
+                why = "the processes could not be brought back"
+                raise _undo(checkpointer, container, before, why, error) from error
     new = Baseline(want, checkpoint.id, after.baseline.places, processes)
     freeze_ns = freeze.ns if freeze is not None else 0
-    restored = Restored(after.digest.hex(), written, freeze_ns, full or baseline is None)
+    restored = Restored(after.digest.hex(), written, freeze_ns, full or baseline is None, tuple(notes))
     return restored, new
 
 
 def _undo(
-    checkpointer: Checkpointer, container: Container, before: TreeId, source: Source, cause: Exception
+    checkpointer: Checkpointer, container: Container, before: State, what: str, cause: Exception
 ) -> RestoreFailed:
     """Bring the files back to `before` after a failure; return the error to raise."""
     name = f"container {container.name}"
+    hint = getattr(cause, "hint", "")
     try:
-        now = checkpointer.current_state(container, None, source)
-        _Live(container, now.source).bring(now.tree, before)
+        now = checkpointer.current_state(container, None, before.source)
+        _Live(container, now.source).bring(now.tree, before.tree)
     except Exception as error:
         return RestoreFailed(
-            f"writing failed ({cause}), and so did bringing the files back ({error})",
+            f"{what} ({cause}), and so did bringing the files back ({error})",
             object=name,
             hint="the files are between two states: restore again, or with --mode cold",
         )
-    return RestoreFailed(f"writing failed ({cause}); the files are as they were", object=name)
+    return RestoreFailed(f"{what} ({cause}); the files are as they were", object=name, hint=hint)
 
 
 class _Live:

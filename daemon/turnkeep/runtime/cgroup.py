@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from turnkeep.errors import CaptureFailed, SandboxGone, Unsupported
 from turnkeep.runtime.mountinfo import read_mountinfo
 
 _POLL_S = 0.0002
+_HELD = "turnkeep-held"
+_HOLD_LIMIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +25,18 @@ class Cgroup:
     """The cgroup of one container.
 
     `freezer` is the folder with the freezing control, `accounting` the one with
-    the processor time; on v2 they are the same.
+    the processor time; on v2 they are the same. `folders` are its folders in all
+    hierarchies.
     """
 
     version: int
     freezer: Path
     accounting: Path
+    folders: tuple[Path, ...] = field(default=(), compare=False)
+
+    def procs_files(self) -> list[str]:
+        """Return the files that a process is written to in order to join the container's cgroups."""
+        return [str(folder / "cgroup.procs") for folder in self.folders]
 
     def pids(self) -> list[int]:
         """Return the processes in the cgroup and below it, by their pids on the host."""
@@ -93,6 +102,65 @@ class Cgroup:
         except SandboxGone:
             return
 
+    def hold(self) -> None:
+        """Keep all that is in it now frozen, while what joins it from now on runs.
+
+        Call this inside a freeze; `let_go` ends it. What is held sits in a frozen
+        cgroup of its own below this one, so that its limits still hold.
+
+        Raises:
+            SandboxGone: the cgroup is gone.
+            CaptureFailed: it cannot be held.
+        """
+        held = Cgroup(self.version, self.freezer / _HELD, self.accounting)
+        pids = self.pids()
+        try:
+            held.freezer.mkdir(exist_ok=True)
+            held._write(frozen=True)
+            for pid in pids:
+                _move(pid, held.freezer)
+            self._write(frozen=False)
+            deadline = time.monotonic() + _HOLD_LIMIT_S
+            while not held.is_frozen():
+                if time.monotonic() > deadline:
+                    raise CaptureFailed("its processes cannot be held", object=self.freezer.name)
+                time.sleep(_POLL_S)
+        except OSError as error:
+            self.let_go()
+            raise CaptureFailed(f"its processes cannot be held: {error}", object=self.freezer.name) from error
+
+    def hold_more(self, pids: Iterable[int]) -> None:
+        """Keep these frozen as well, while `hold` lasts."""
+        for pid in pids:
+            _move(pid, self.freezer / _HELD)
+
+    def let_go(self) -> None:
+        """Let run what was held. Does nothing if nothing is."""
+        held = Cgroup(self.version, self.freezer / _HELD, self.accounting)
+        if not held.freezer.is_dir():
+            return
+        for pid in held.pids():
+            _move(pid, self.freezer)
+        held.thaw()
+        deadline = time.monotonic() + _HOLD_LIMIT_S
+        while True:
+            # What was born in it meanwhile has to move, too; a dead one leaves late.
+            for pid in held.pids():
+                _move(pid, self.freezer)
+            try:
+                held.freezer.rmdir()
+                return
+            except FileNotFoundError:
+                return
+            except OSError:
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(_POLL_S)
+
+    def held_pids(self) -> list[int]:
+        """Return the processes that are held."""
+        return Cgroup(self.version, self.freezer / _HELD, self.accounting).pids()
+
     def _write(self, *, frozen: bool) -> None:
         name, values = (
             ("freezer.state", ("THAWED", "FROZEN")) if self.version == 1 else ("cgroup.freeze", ("0", "1"))
@@ -101,6 +169,13 @@ class Cgroup:
             (self.freezer / name).write_text(values[frozen])
         except OSError as error:
             raise SandboxGone("its cgroup is gone", object=str(self.freezer)) from error
+
+
+def _move(pid: int, group: Path) -> None:
+    try:
+        (group / "cgroup.procs").write_text(str(pid))
+    except ProcessLookupError:
+        return
 
 
 def find_cgroup(init_pid: int, container_id: str) -> Cgroup:
@@ -127,12 +202,23 @@ def find_cgroup(init_pid: int, container_id: str) -> Cgroup:
             1,
             Path(mounts["freezer"] + freezer_path),
             Path(accounting + paths.get("cpuacct", freezer_path)) if accounting else Path(),
+            _own_folders(mounts, paths, container_id),
         )
     else:
         folder = Path(mounts.get("", "/sys/fs/cgroup") + paths.get("", "/"))
-        cgroup = Cgroup(2, folder, folder)
+        cgroup = Cgroup(2, folder, folder, (folder,))
     _check_own(cgroup, container_id)
     return cgroup
+
+
+def _own_folders(mounts: Mapping[str, str], paths: Mapping[str, str], container_id: str) -> tuple[Path, ...]:
+    """Return the container's folder in each hierarchy that has one for it alone."""
+    found = {
+        Path(mounts[controller] + path).resolve(): None
+        for controller, path in paths.items()
+        if controller in mounts and container_id in path
+    }
+    return tuple(found)
 
 
 def _containers(path: str, container_id: str) -> str:

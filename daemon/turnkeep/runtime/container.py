@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from turnkeep_store.layers import LayerView
@@ -97,6 +97,35 @@ class Container:
         """Let it run, whoever froze it."""
         if self._cgroup is not None:
             self._cgroup.thaw()
+            self._cgroup.let_go()
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Keep what is in it frozen for a `with` block, while what joins it runs (see `Cgroup.hold`)."""
+        assert self._cgroup is not None
+        self._cgroup.hold()
+        try:
+            yield
+        finally:
+            self._cgroup.let_go()
+
+    def hold_more(self, pids: Iterable[int]) -> None:
+        """Keep these frozen as well, inside `holding`."""
+        if self._cgroup is not None:
+            self._cgroup.hold_more(pids)
+
+    def held_pids(self) -> list[int]:
+        """Return the processes that are held."""
+        return self._cgroup.held_pids() if self._cgroup is not None else []
+
+    @property
+    def freezer_folder(self) -> str:
+        """The folder of the cgroup that is frozen."""
+        return str(self._cgroup.freezer) if self._cgroup is not None else ""
+
+    def procs_files(self) -> list[str]:
+        """Return the `cgroup.procs` of all its cgroups."""
+        return self._cgroup.procs_files() if self._cgroup is not None else []
 
     def is_frozen(self) -> bool:
         """Whether its tasks are stopped."""

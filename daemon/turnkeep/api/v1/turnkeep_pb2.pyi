@@ -149,9 +149,11 @@ class _FidelityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fidelity.Val
     FIDELITY_UNSPECIFIED: _Fidelity.ValueType  # 0
     """Not known."""
     FIDELITY_COMPLETE: _Fidelity.ValueType  # 1
-    """There was nothing but files to keep, and they are all here."""
+    """Files, and all processes that hold state, if there were any."""
     FIDELITY_FILES_ONLY: _Fidelity.ValueType  # 2
-    """Stateful processes were there and were not captured."""
+    """Files; processes that hold state were there, and none was captured."""
+    FIDELITY_PARTIAL: _Fidelity.ValueType  # 3
+    """Files and some of the processes; `not_captured` names the others."""
 
 class Fidelity(_Fidelity, metaclass=_FidelityEnumTypeWrapper):
     """What a checkpoint brings back."""
@@ -159,9 +161,11 @@ class Fidelity(_Fidelity, metaclass=_FidelityEnumTypeWrapper):
 FIDELITY_UNSPECIFIED: Fidelity.ValueType  # 0
 """Not known."""
 FIDELITY_COMPLETE: Fidelity.ValueType  # 1
-"""There was nothing but files to keep, and they are all here."""
+"""Files, and all processes that hold state, if there were any."""
 FIDELITY_FILES_ONLY: Fidelity.ValueType  # 2
-"""Stateful processes were there and were not captured."""
+"""Files; processes that hold state were there, and none was captured."""
+FIDELITY_PARTIAL: Fidelity.ValueType  # 3
+"""Files and some of the processes; `not_captured` names the others."""
 Global___Fidelity: _TypeAlias = Fidelity  # noqa: Y015
 
 class _RestoreMode:

@@ -1,0 +1,121 @@
+"""What changed in a sandbox's places, as the store takes it and as people count it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from turnkeep_store.archiver import Change, Remove, TreeSource, Upsert, same_attributes
+from turnkeep_store.diff import Delta
+from turnkeep_store.ids import TreeId
+from turnkeep_store.layers import LayerView
+from turnkeep_store.overlay import normalise, tree_folder
+from turnkeep_store.tree import Entry, NodeType
+
+from turnkeep.checkpointer.inspection import PlaceReading, opaque_now
+from turnkeep.checkpointer.view import ContainerView, PlaceBaseline
+from turnkeep.errors import CaptureFailed
+from turnkeep.paths import ROOTFS, display
+
+
+def changes(
+    reading: PlaceReading,
+    image: LayerView | None,
+    baseline: PlaceBaseline,
+    source: TreeSource,
+    parent: TreeId | None,
+) -> list[Change]:
+    raw = reading.changes()
+    if image is not None:
+        upper = _Upper(reading, baseline, image, source, parent)
+        return normalise(raw, upper, image, source, parent)
+    return [
+        Remove(change.path) if change.entry is None else Upsert(change.path, change.entry, change.segments)
+        for change in raw
+    ]
+
+
+class _Upper:
+    """The upper layer as a reading saw it (see `overlay.UpperView`)."""
+
+    def __init__(
+        self,
+        reading: PlaceReading,
+        baseline: PlaceBaseline,
+        image: LayerView,
+        source: TreeSource,
+        parent: TreeId | None,
+    ) -> None:
+        self._reading = reading
+        self._opaque = opaque_now(reading, baseline)
+        self._hides: dict[bytes, bool] = {}
+        self._image = image
+        self._source = source
+        self._parent = parent
+
+    def has(self, path: bytes) -> bool:
+        return self._reading.scan.has(path)
+
+    def hides_image(self, path: bytes) -> bool:
+        walked, hides = [], False
+        while path and not hides:
+            known = self._hides.get(path)
+            if known is not None:
+                hides = known
+                break
+            walked.append(path)
+            hides = path in self._opaque
+            path = path.rpartition(b"/")[0]
+        self._hides.update(dict.fromkeys(walked, hides))
+        return hides
+
+    def folder(self, path: bytes) -> Entry:
+        """Describe a folder that did not change: as the tree says, or else as the image does."""
+        read = self._reading.reads.get(path)
+        if read is not None and read.change.entry is not None:
+            return read.change.entry
+        head, _, name = path.rpartition(b"/")
+        known = tree_folder(self._source, self._parent, head).entries.get(name)
+        if known is not None and known.is_directory:
+            return known
+        present = self._image.lookup(path)
+        if present is None or present.type is not NodeType.DIRECTORY:
+            raise CaptureFailed(f"folder {display(path)} is in neither the last checkpoint nor the image")
+        return replace(present, mtime_ns=self._reading.scan.files[path][3])
+
+
+def is_in(changed: set[bytes], slot: bytes, path: bytes) -> bool:
+    return (slot + b"/" + path if path else slot) in changed
+
+
+def count(deltas: Iterable[Delta], image: LayerView | None) -> tuple[int, int]:
+    """Return how many paths differ, folders that differ in time only left out, and their new bytes."""
+    files = size = 0
+    for delta in deltas:
+        if only_folder_time(delta, image):
+            continue
+        files += 1
+        if delta.after is not None and (delta.before is None or delta.before.content != delta.after.content):
+            size += delta.after.size
+    return files, size
+
+
+def image_of(view: ContainerView) -> LayerView | None:
+    """Return the layers below the root file system."""
+    return next((view.image_view(place) for place in view.covered() if place.is_rootfs), None)
+
+
+def only_folder_time(delta: Delta, image: LayerView | None) -> bool:
+    """Whether a folder is named only because something beneath it changed.
+
+    A tree leaves out a folder that equals the image's; once it names the folder,
+    that alone is no change of it.
+    """
+    before, after = delta.before, delta.after
+    slot, _, path = delta.path.partition(b"/")
+    if image is not None and slot == ROOTFS and path and (before is None or after is None):
+        present = image.lookup(path)
+        before, after = before or present, after or present
+    if before is None or after is None or not (before.is_directory and after.is_directory):
+        return False
+    return same_attributes(before, after)

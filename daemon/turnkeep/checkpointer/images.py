@@ -1,0 +1,104 @@
+"""Process images as part of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from turnkeep_store.blobs import BlobSink
+from turnkeep_store.ids import TreeId
+from turnkeep_store.kinds import BlobKind
+from turnkeep_store.tree import Directory, Entry, NodeType
+from turnkeep_store.writer import BlobWriter
+
+from turnkeep.model import Fidelity, ProcessImage, ProcessTree, TurnNumber
+from turnkeep.process import archive
+from turnkeep.process.engine import IN_SANDBOX, Dump
+from turnkeep.watch.processes import Process
+
+_FILES, _PROCESSES = b"files", b"processes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What a checkpoint's snapshot record is to hold: one root, and what is where."""
+
+    root: TreeId
+    files: TreeId
+    image: ProcessImage | None
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what the record says of it, for `checkpoint_of`."""
+        image = self.image.to_json() if self.image is not None else None
+        return {"files": self.files.hex(), "processes": image}
+
+
+def is_still(stateful: Sequence[Process], ran: bool) -> bool:
+    """Whether the last dump still holds: nothing stateful runs, or nothing has run since."""
+    return not ran or not stateful
+
+
+def commit_images(
+    writer: BlobWriter, files: TreeId, dump: Dump | None, earlier: ProcessImage | None, turn: TurnNumber
+) -> Kept:
+    """Store what was dumped, or take the earlier dump again when none was needed.
+
+    Raises:
+        StoreError, OSError: storing or reading failed.
+    """
+    image = earlier if dump is None else _store(writer, dump, turn)
+    if image is None or not image.trees:
+        return Kept(root=files, files=files, image=image)
+    folders = {_FILES: files, _PROCESSES: _folder(writer, image.trees)}
+    return Kept(root=_directory(writer, folders), files=files, image=image)
+
+
+def fidelity_of(image: ProcessImage | Dump | None, *, stateful: bool) -> Fidelity:
+    """Return what a restore brings back, by what was dumped and whether there was anything to dump."""
+    if not stateful:
+        return Fidelity.COMPLETE
+    if image is None or not image.trees:
+        return Fidelity.FILES_ONLY
+    return Fidelity.PARTIAL if image.missing else Fidelity.COMPLETE
+
+
+def _store(writer: BlobWriter, dump: Dump, turn: TurnNumber) -> ProcessImage:
+    before = writer.stats.stored_bytes
+    trees, total = [], 0
+    for each in dump.trees:
+        entry, size = archive.store(writer, each.images)
+        assert entry.subtree is not None
+        total += size
+        trees.append(replace(each.record, images=entry.subtree.hex(), image_bytes=size))
+    return ProcessImage(
+        engine=IN_SANDBOX,
+        trees=tuple(trees),
+        criu=dump.criu,
+        boot_id=boot_id(),
+        turn=turn,
+        missing=tuple(dump.missing),
+        image_bytes=total,
+        stored_bytes=writer.stats.stored_bytes - before,
+    )
+
+
+def boot_id() -> str:
+    """Return what tells this boot of the kernel from every other."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _folder(sink: BlobSink, trees: Sequence[ProcessTree]) -> TreeId:
+    return _directory(
+        sink, {str(index).encode(): TreeId(bytes.fromhex(tree.images)) for index, tree in enumerate(trees)}
+    )
+
+
+def _directory(sink: BlobSink, folders: dict[bytes, TreeId]) -> TreeId:
+    """Return a directory that holds these; its digest is nobody's concern."""
+    entries = {
+        name: Entry(name=name, type=NodeType.DIRECTORY, mode=0o700, subtree=tree)
+        for name, tree in folders.items()
+    }
+    return TreeId(sink.put(Directory(entries).encode(), BlobKind.TREE))

@@ -1,0 +1,143 @@
+"""Making new containers from checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+
+from turnkeep.checkpointer.view import Baseline
+from turnkeep.coordinator.restore import START_FREEZE_S
+from turnkeep.coordinator.sandbox import SandboxCoordinator
+from turnkeep.errors import Conflict, ContainerNotFound, Unsupported
+from turnkeep.journal import Intent
+from turnkeep.model import Checkpoint, MountKind
+from turnkeep.restorer.cold import fill_on_disk, new_container_config, start_and_fill
+from turnkeep.restorer.plan import Progress, Restored
+from turnkeep.restorer.processes import Ready, bring_back
+from turnkeep.runtime.container import Container, open_container
+from turnkeep.runtime.engine import Engine
+from turnkeep.runtime.places import places_on_disk
+
+INTENT_LABEL = "turnkeep.restore"
+
+
+def make_container(
+    sandbox: SandboxCoordinator, checkpoint: Checkpoint, name: str, intent_id: str
+) -> tuple[str, dict[str, str]]:
+    """Create, not start, a container like the one that a checkpoint was taken of.
+
+    A label names the intent, so that recovery knows a half-made one for its own.
+
+    Named volumes are made anew, so that nothing another container uses is
+    touched. Returns its id and the volumes' old and new names.
+    """
+    engine = sandbox.deps.engine
+    named = [
+        mount["Name"]
+        for mount in checkpoint.container.get("Mounts", ())
+        if mount["Type"] == "volume" and not _is_anonymous(mount["Name"])
+    ]
+    volumes = {old: f"{name}-{old}" for old in named}
+    _refuse_taken(engine, name, volumes.values())
+    created: list[str] = []
+    try:
+        for new in volumes.values():
+            engine.create_volume(new, {INTENT_LABEL: intent_id})
+            created.append(new)
+        config = new_container_config(checkpoint, volumes)
+        config["Labels"] = {**(config.get("Labels") or {}), INTENT_LABEL: intent_id}
+        return engine.create(name, config), volumes
+    except BaseException:
+        for new in created:
+            engine.remove_volume(new)
+        raise
+
+
+def _refuse_taken(engine: Engine, name: str, volumes: Iterable[str]) -> None:
+    """Refuse names that somebody else's container or volumes have.
+
+    Raises:
+        Conflict: one is taken.
+    """
+    with contextlib.suppress(ContainerNotFound):
+        engine.inspect(name)
+        raise Conflict("this name is taken", object=f"container {name}", hint="choose another name")
+    for volume in volumes:
+        with contextlib.suppress(ContainerNotFound):
+            engine.volume(volume)
+            raise Conflict(
+                "a volume of this name is there already",
+                object=f"volume {volume}",
+                hint=f"remove it, or choose another name than {name}",
+            )
+
+
+def _is_anonymous(name: str) -> bool:
+    return len(name) == 64 and all(digit in "0123456789abcdef" for digit in name)
+
+
+def restore_new(
+    sandbox: SandboxCoordinator, checkpoint: Checkpoint, intent: Intent, ready: Ready, progress: Progress
+) -> tuple[Restored, Baseline, Container]:
+    """Make a new container and fill it with a checkpoint. Blocking.
+
+    If this raises, there is no new container, and no new volume.
+
+    Raises:
+        Conflict: the name is taken.
+        Unsupported: the image that is there has other layers.
+    """
+    deps = sandbox.deps
+    image = deps.engine.image(checkpoint.image_id)
+    if tuple(image["RootFS"]["Layers"]) != checkpoint.layers:
+        raise Unsupported(
+            "the image has other layers than the checkpoint", object=f"image {checkpoint.image}"
+        )
+    progress("create", 0, 0)
+    container_id, volumes = make_container(sandbox, checkpoint, intent.details["name"], intent.id)
+    try:
+        inspected = deps.engine.inspect(container_id)
+        places = places_on_disk(inspected, checkpoint.mounts)
+        written = fill_on_disk(deps.repository, checkpoint, places.covered, progress)
+        unstarted = open_container(deps.engine, deps.freezer, container_id, places)
+        try:
+            present = deps.checkpointer.current_state(unstarted, None)
+        finally:
+            unstarted.close()
+
+        def start() -> Container:
+            deps.engine.start(container_id)
+            return open_container(deps.engine, deps.freezer, container_id)
+
+        return start_and_fill(
+            deps.repository,
+            deps.checkpointer,
+            checkpoint,
+            start,
+            present,
+            written,
+            budget_s=START_FREEZE_S,
+            progress=progress,
+            and_then=lambda container: bring_back(ready, container, deps.processes),
+        )
+    except BaseException:
+        deps.engine.remove(container_id)
+        for new in volumes.values():
+            deps.engine.remove_volume(new)
+        raise
+
+
+def check_new(checkpoint: Checkpoint, *, original_exists: bool) -> None:
+    """Refuse a new container that would write where the original still does.
+
+    Raises:
+        Conflict: an opted-in folder of the host is covered, and the original is there.
+    """
+    shared = [mount.target for mount in checkpoint.mounts if mount.kind is MountKind.BIND and mount.covered]
+    if shared and original_exists:
+        raise Conflict(
+            f"folders of the host are part of the checkpoint ({', '.join(shared)}), and the original"
+            " container still uses them",
+            object=f"checkpoint {checkpoint.id[:12]}",
+            hint="remove the original container first",
+        )

@@ -1,0 +1,194 @@
+"""Processes: what ran at a checkpoint runs on after a restore, from that very instant."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+
+import pytest
+from turnkeep.client.sync import Client, Sandbox
+from turnkeep.model import Fidelity
+
+from tests.e2e.harness import Box, Daemon, turn, wait_until
+
+# A counter in memory that is also in a file, twenty times a second: at one instant
+# they agree, or differ by the tick that is being written.
+TICKER = """
+import os, signal, time
+count = 0
+fd = os.open("/root/count", os.O_RDWR | os.O_CREAT)
+def tell(*_):
+    with open("/root/told", "w") as out:
+        out.write(f"{count} {os.pread(fd, 20, 0).decode()} {os.getpid()}")
+    os.rename("/root/told", "/root/answer")
+signal.signal(signal.SIGUSR1, tell)
+while True:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    count += 1
+    os.pwrite(fd, b"%d" % count, 0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+    time.sleep(0.05)
+"""
+
+SERVER = """
+import http.server, os
+ballast, count = bytearray(os.urandom(8 << 20)), 0
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        global count
+        count += 1
+        self.send_response(200); self.end_headers(); self.wfile.write(b"%d" % count)
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
+"""
+
+
+def start(box: Box, program: str, name: str) -> None:
+    """Run a Python program in the background, its parent gone."""
+    box.sh(f"cat > /root/{name}.py <<'END'\n{program}\nEND")
+    box.sh(f"cd /root; setsid python3 -u {name}.py </dev/null >/root/{name}.log 2>&1 &")
+
+
+def get(box: Box, port: int = 8000) -> int:
+    """Ask the counting server."""
+    return int(box.sh(f"curl -sf --retry 30 --retry-delay 1 --retry-connrefused http://127.0.0.1:{port}/"))
+
+
+def ask(box: Box) -> tuple[int, int, int]:
+    """Ask the ticker for its counter, that in its file, and its pid."""
+    box.sh("rm -f /root/answer; pkill -USR1 -f ticker.py")
+    wait_until(lambda: box.sh("test -e /root/answer && echo yes", check=False), "the ticker answers")
+    memory, file, pid = box.sh("cat /root/answer").split()
+    return int(memory), int(file), int(pid)
+
+
+def processes(box: Box) -> list[str]:
+    """Return what runs: pid, parent, group, session, name; our own look left out."""
+    listed = box.sh("ps -eo pid=,ppid=,pgid=,sid=,comm= --no-headers")
+    return [line for line in listed.splitlines() if not re.search(r" (ps|bash)$", line)]
+
+
+@pytest.fixture
+def sandbox(tk: Client, box: Box) -> Sandbox:
+    """The plain sandbox, attached."""
+    return tk.attach(box.name)
+
+
+def test_a_server_goes_on_counting(box: Box, sandbox: Sandbox, tk: Client) -> None:
+    start(box, SERVER, "server")
+    assert [get(box), get(box)] == [1, 2]
+    kept = turn(box, sandbox, "true")
+    assert kept.checkpoint_id
+    assert tk.checkpoint(kept.checkpoint_id).fidelity is Fidelity.COMPLETE
+    before = processes(box)
+    assert [get(box) for _ in range(5)][-1] == 7
+    for _ in range(2):
+        done = sandbox.restore(turn=kept.number)
+        assert done.mode == "live"
+        assert get(box) == 3
+        assert processes(box) == before
+
+
+def test_memory_and_file_agree_to_the_tick(box: Box, sandbox: Sandbox) -> None:
+    start(box, TICKER, "ticker")
+    wait_until(lambda: box.sh("cat /root/count", check=False).strip().isdigit(), "the ticker ticks")
+    kept = turn(box, sandbox, "true")
+    ask(box)
+    captured = int(box.sh("cat /root/count"))
+    for _ in range(2):
+        sandbox.restore(turn=kept.number)
+        memory, file, _ = ask(box)
+        assert memory == file
+        wait_until(lambda: int(box.sh("cat /root/count")) > captured, "it ticks on")
+
+
+def test_tmux_with_a_shell_and_a_repl(box: Box, sandbox: Sandbox) -> None:
+    box.sh("tmux new-session -d -s main -x 120 -y 40; tmux new-window -t main -n repl python3 -q")
+
+    def type_(window: str, text: str) -> None:
+        keys = f"tmux send-keys -t main:{window}"
+        box.sh(f"{keys} -l {shlex.quote(text)}; {keys} Enter")
+
+    def shows(window: str, text: str) -> None:
+        wait_until(lambda: text in box.sh(f"tmux capture-pane -pt main:{window}"), f"{text} is shown")
+
+    type_("0", "cd /usr/lib; export COLOUR=green; f() { echo f-$COLOUR-$PWD; }; echo rea''dy")
+    shows("0", "ready")
+    type_("repl", "x = 40 + 2; print('se' + 't')")
+    shows("repl", "set")
+    kept = turn(box, sandbox, "true")
+    type_("repl", "x = 999; print('chan' + 'ged')")
+    shows("repl", "changed")
+    box.sh("tmux kill-server")
+    sandbox.restore(turn=kept.number)
+    type_("repl", "print('x', x)")
+    shows("repl", "x 42")
+    type_("0", "f")
+    shows("0", "f-green-/usr/lib")
+
+
+def test_what_was_started_later_is_gone(box: Box, sandbox: Sandbox) -> None:
+    start(box, SERVER, "server")
+    get(box)
+    kept = turn(box, sandbox, "true")
+    box.sh("setsid sleep 1000 </dev/null >/dev/null 2>&1 &")
+    done = sandbox.restore(turn=kept.number)
+    assert any("sleep" in each for each in done.stopped_processes)
+    assert not box.sh("pgrep -f 'sleep 1000'", check=False)
+
+
+def test_a_pipeline_whose_shell_is_gone(box: Box, sandbox: Sandbox) -> None:
+    box.sh("{ i=0; while true; do i=$((i+1)); echo $i; sleep 0.05; done | cat > /root/out; } 2>/dev/null &")
+    wait_until(lambda: box.sh("wc -l < /root/out", check=False).strip() not in ("", "0"), "it flows")
+    kept = turn(box, sandbox, "true")
+    sandbox.restore(turn=kept.number)
+    at = int(box.sh("tail -1 /root/out"))
+    wait_until(lambda: int(box.sh("tail -1 /root/out")) > at + 3, "it flows on")
+    numbers = [int(line) for line in box.sh("cat /root/out").split()]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_a_detached_exec(box: Box, sandbox: Sandbox) -> None:
+    box.sh(f"cat > /root/server.py <<'END'\n{SERVER}\nEND")
+    box.container.exec_run(["python3", "/root/server.py"], detach=True)
+    assert get(box) == 1
+    kept = turn(box, sandbox, "true")
+    get(box)
+    sandbox.restore(turn=kept.number)
+    assert get(box) == 2
+
+
+def test_an_init_that_never_waits(make: Callable[..., Box], tk: Client) -> None:
+    """Plain `sleep` as process 1 leaves its dead children as zombies, whose pids are then taken."""
+    box = make(init=False)
+    sandbox = tk.attach(box.name)
+    start(box, SERVER, "server")
+    get(box)
+    kept = turn(box, sandbox, "true")
+    for _ in range(3):
+        sandbox.restore(turn=kept.number)
+        assert get(box) == 2
+    assert "Z" not in box.sh("ps -eo stat= | tr -d '\\n'")
+
+
+def test_cold(box: Box, sandbox: Sandbox) -> None:
+    start(box, SERVER, "server")
+    get(box)
+    kept = turn(box, sandbox, "true")
+    get(box)
+    done = sandbox.restore(turn=kept.number, mode="cold")
+    assert done.mode == "cold"
+    assert get(box) == 2
+
+
+def test_into_a_new_container(box: Box, sandbox: Sandbox, tk: Client, daemon: Daemon) -> None:
+    start(box, SERVER, "server")
+    get(box)
+    kept = turn(box, sandbox, "true")
+    get(box)
+    daemon.cli("restore", f"{box.name}@{kept.number}", "--new", f"{box.name}-new")
+    assert daemon.cli("ps").stdout.count(box.name) >= 2
+    new = Box(box.container.client.containers.get(f"{box.name}-new"))  # type: ignore[union-attr]
+    assert get(new) == 2
+    assert get(box) == 3
