@@ -28,7 +28,7 @@ from turnkeep_store.writer import BlobWriter, HashOnlySink
 
 from turnkeep.checkpointer.arena import CopyAhead
 from turnkeep.checkpointer.changes import changes, count, image_of, is_in, only_folder_time
-from turnkeep.checkpointer.images import commit_images, fidelity_of, is_still
+from turnkeep.checkpointer.images import commit_images, fidelity_of
 from turnkeep.checkpointer.inspection import (
     PlaceReading,
     Reader,
@@ -239,7 +239,7 @@ class Checkpointer:
         turn = TurnNumber(metadata.get("checkpoint", {}).get("turn", 0))
         try:
             tree = self._archive(writer, repository, capture.readings, baseline, inspection.view)
-            kept = commit_images(writer, tree.tree, capture.dump, baseline.image, turn)
+            kept = commit_images(writer, tree.tree, capture.dump, capture.reused, turn)
             writer.flush()
             deltas = diff(repository, baseline.tree, tree.tree)
             changed_files, changed_bytes = count(deltas, image_of(inspection.view))
@@ -362,12 +362,13 @@ class Checkpointer:
         stateful = tuple(process for process in processes.processes.values() if is_stateful(process))
         dump = None
         ran = bool(inspection.decision.processes) or not quiet
-        if self._processes is not None and not (baseline.image is not None and is_still(stateful, ran)):
+        reused = baseline.image if stateful and not ran else None
+        if self._processes is not None and stateful and reused is None:
             pids = {process.pid for process in stateful}
             dump = self._processes.dump(view, pids.__contains__, waiting)
             # CRIU has them run a little of its own code.
             processes = sample(view.pids(), view.usage_ns)
-        return Capture(inspection, readings, processes, stateful, captured_at_ns, 0, dump, baseline.image)
+        return Capture(inspection, readings, processes, stateful, captured_at_ns, 0, dump, reused)
 
     @contextlib.contextmanager
     def _criu_waiting(self, inspection: Inspection, baseline: Baseline) -> Iterator[list[Waiting]]:

@@ -16,7 +16,6 @@ from turnkeep_store.writer import BlobWriter
 from turnkeep.model import Fidelity, ProcessImage, ProcessTree, TurnNumber
 from turnkeep.process import archive
 from turnkeep.process.engine import IN_SANDBOX, Dump
-from turnkeep.watch.processes import Process
 
 _FILES, _PROCESSES = b"files", b"processes"
 
@@ -33,11 +32,6 @@ class Kept:
         """Return what the record says of it, for `checkpoint_of`."""
         image = self.image.to_json() if self.image is not None else None
         return {"files": self.files.hex(), "processes": image}
-
-
-def is_still(stateful: Sequence[Process], ran: bool) -> bool:
-    """Whether the last dump still holds: nothing stateful runs, or nothing has run since."""
-    return not ran or not stateful
 
 
 def commit_images(

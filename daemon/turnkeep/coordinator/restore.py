@@ -7,9 +7,10 @@ and writes until the state is the checkpoint's.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,79 +96,124 @@ async def restore(sandbox: SandboxCoordinator, wish: Wish, progress: Progress) -
                 object=f"container {container.name}",
                 hint="restore with --mode live, or into a new container with --new NAME",
             )
-        stopped: tuple[Process, ...] = ()
-        safety: Checkpoint | None = None
-        before_safety = sandbox.record.head_checkpoint_id
-        if not wish.skip_safety:
-            progress("capture", 0, 0)
-            safety = await sandbox.take(Origin.BEFORE_RESTORE, even_if_unchanged=False)
-        safety_id = None if wish.skip_safety else (safety.id if safety is not None else before_safety)
-        intent = Intent(
-            id=uuid.uuid4().hex,
-            kind="restore",
-            sandbox_id=sandbox.record.id,
-            details={"checkpoint": wish.checkpoint.id, "live": choice.live, "head_turn": _head_turn(wish)},
-        )
         ready = await load(sandbox, wish.checkpoint)
+        work = _Work(sandbox, container, wish, choice, ready, progress)
         try:
-            await sandbox.record_event("restoring", choice.reason, changes=(put_intent(intent),))
-            if choice.live:
-                stopped = await _stop_strays(sandbox, container, is_stateful)
-                restored = await live(
-                    sandbox, container, wish.checkpoint, ready, full=bool(wish.full), progress=progress
-                )
-            else:
-                restored = await cold(sandbox, container, wish.checkpoint, progress, ready)
-        except Exception as error:
-            await _give_up(sandbox, intent, choice, safety_id, error, progress, container)
-            raise
+            restored = await work.do(is_stateful)
         finally:
             ready.close()
-        await finish(sandbox, wish.checkpoint, intent, _head_turn(wish))
+        await finish(sandbox, wish.checkpoint, work.intent, _head_turn(wish))
         return Outcome(
             mode="live" if choice.live else "cold",
             mode_reason=choice.reason,
             checkpoint=wish.checkpoint,
-            safety_id=safety_id,
-            restored=replace(restored, stopped=tuple(map(str, stopped))),
+            safety_id=work.safety_id,
+            restored=replace(restored, stopped=tuple(map(str, work.stopped))),
             total_ns=time.monotonic_ns() - started,
             notes=(*restored.notes, *_notes(wish)),
             turn=wish.turn.number if wish.turn is not None else wish.checkpoint.turn,
         )
 
 
-async def _give_up(
-    sandbox: SandboxCoordinator,
-    intent: Intent,
-    choice: Choice,
-    safety_id: CheckpointId | None,
-    error: Exception,
-    progress: Progress,
-    container: Container,
-) -> None:
-    """Put back what a failed restore changed, and forget its intent.
+class _Work:
+    """One restore of a sandbox's own container, from the safety checkpoint on."""
 
-    A live one has put back the files itself; the processes come back from the
-    checkpoint taken before it. A cold one goes back to that checkpoint; if that
-    fails, too, the intent stays for the next start.
-    """
-    sandbox.baseline = Baseline(sandbox.baseline.tree, sandbox.baseline.checkpoint_id)
-    before = sandbox.deps.journal.checkpoint(safety_id) if safety_id is not None else None
-    if before is not None:
+    def __init__(
+        self,
+        sandbox: SandboxCoordinator,
+        container: Container,
+        wish: Wish,
+        choice: Choice,
+        ready: Ready,
+        progress: Progress,
+    ) -> None:
+        self._sandbox = sandbox
+        self._container = container
+        self._wish = wish
+        self._choice = choice
+        self._ready = ready
+        self._progress = progress
+        self.safety_id: CheckpointId | None = None
+        self.stopped: tuple[Process, ...] = ()
+        self.intent = Intent(
+            id=uuid.uuid4().hex,
+            kind="restore",
+            sandbox_id=sandbox.record.id,
+            details={"checkpoint": wish.checkpoint.id, "live": choice.live, "head_turn": _head_turn(wish)},
+        )
+
+    async def do(self, is_stateful: Callable[[Process], bool]) -> Restored:
+        """Do it. If this raises, what was changed was put back as far as that is possible."""
+        sandbox, wish, live_way = self._sandbox, self._wish, self._choice.live
+        pools = sandbox.deps.pools
         try:
-            ready = await load(sandbox, before)
+            async with self._standing_still():
+                await self._save()
+                await sandbox.record_event(
+                    "restoring", self._choice.reason, changes=(put_intent(self.intent),)
+                )
+                if live_way:
+                    # What they did since the safety checkpoint is nothing: they never run again.
+                    self.stopped = await run(pools.capture, stop_strays, self._container, is_stateful)
+            if live_way:
+                await run(pools.capture, _see_them_gone, self._container, self.stopped)
+                full = bool(wish.full)
+                return await live(
+                    sandbox, self._container, wish.checkpoint, self._ready, full=full, progress=self._progress
+                )
+            return await cold(sandbox, self._container, wish.checkpoint, self._progress, self._ready)
+        except Exception as error:
+            await self._give_up(error)
+            raise
+
+    @contextlib.asynccontextmanager
+    async def _standing_still(self) -> AsyncIterator[None]:
+        """Keep the container frozen from the safety checkpoint until its processes are killed."""
+        pool = self._sandbox.deps.pools.capture
+        with contextlib.ExitStack() as stack:
+            if self._choice.live:
+                freeze = self._container.frozen(RESTORE_FREEZE_S, hold=True)
+                await run(pool, stack.enter_context, freeze)
+            yield
+
+    async def _save(self) -> None:
+        """Take the safety checkpoint, unless nothing changed or it is not wanted."""
+        if self._wish.skip_safety:
+            return
+        self._progress("capture", 0, 0)
+        before = self._sandbox.record.head_checkpoint_id
+        safety = await self._sandbox.take(Origin.BEFORE_RESTORE, even_if_unchanged=False)
+        self.safety_id = safety.id if safety is not None else before
+
+    async def _give_up(self, error: Exception) -> None:
+        """Put back what a failed restore changed, and forget its intent.
+
+        A live one has put back the files itself; the processes come back from the
+        checkpoint taken before it. A cold one goes back to that checkpoint; if that
+        fails, too, the intent stays for the next start.
+        """
+        sandbox = self._sandbox
+        sandbox.baseline = Baseline(sandbox.baseline.tree, sandbox.baseline.checkpoint_id)
+        before = sandbox.deps.journal.checkpoint(self.safety_id) if self.safety_id is not None else None
+        if before is not None and (self.stopped or not self._choice.live):
             try:
-                if choice.live:
-                    await run(sandbox.deps.pools.long, _processes_again, sandbox, container, ready)
-                else:
-                    await cold(sandbox, await sandbox.open(), before, progress, ready)
-            finally:
-                ready.close()
-        except Exception as again:
-            await sandbox.record_event("failed", f"restore: {error}; going back failed, too: {again}")
-            if not choice.live:
-                return
-    await sandbox.record_event("failed", f"restore: {error}", changes=(Delete("intent", intent.id),))
+                await self._go_back(before)
+            except Exception as again:
+                await sandbox.record_event("failed", f"restore: {error}; going back failed, too: {again}")
+                if not self._choice.live:
+                    return
+        await sandbox.record_event("failed", f"restore: {error}", changes=(Delete("intent", self.intent.id),))
+
+    async def _go_back(self, before: Checkpoint) -> None:
+        sandbox = self._sandbox
+        ready = await load(sandbox, before)
+        try:
+            if self._choice.live:
+                await run(sandbox.deps.pools.long, _processes_again, sandbox, self._container, ready)
+            else:
+                await cold(sandbox, await sandbox.open(), before, self._progress, ready)
+        finally:
+            ready.close()
 
 
 def _head_turn(wish: Wish) -> int:
@@ -226,18 +272,20 @@ def _processes_again(sandbox: SandboxCoordinator, container: Container, ready: R
         bring_back(ready, container, sandbox.deps.processes)
 
 
-async def _stop_strays(
-    sandbox: SandboxCoordinator, container: Container, is_stateful: Callable[[Process], bool]
-) -> tuple[Process, ...]:
-    def stop() -> tuple[Process, ...]:
-        with container.frozen(sandbox.deps.config.limits.freeze_budget_s):
-            killed = stop_strays(container, is_stateful)
-        wait_until_gone(container, killed)
-        if killed:
-            reap_dead(container)
-        return killed
+def _see_them_gone(container: Container, killed: tuple[Process, ...]) -> None:
+    """Wait for the end of processes that were killed, until their pids are free again."""
+    wait_until_gone(container, killed)
+    if killed:
+        reap_dead(container)
 
-    return await run(sandbox.deps.pools.capture, stop)
+
+def _stop_strays(
+    container: Container, is_stateful: Callable[[Process], bool], budget_s: float
+) -> tuple[Process, ...]:
+    with container.frozen(budget_s):
+        killed = stop_strays(container, is_stateful)
+    _see_them_gone(container, killed)
+    return killed
 
 
 async def live(
@@ -275,7 +323,13 @@ async def live_again(sandbox: SandboxCoordinator, container: Container, checkpoi
     """Repeat a live restore that was cut off anywhere: what it brought back is killed first."""
     ready = await load(sandbox, checkpoint)
     try:
-        stopped = await _stop_strays(sandbox, container, _stateful(sandbox, container))
+        stopped = await run(
+            sandbox.deps.pools.capture,
+            _stop_strays,
+            container,
+            _stateful(sandbox, container),
+            sandbox.deps.config.limits.freeze_budget_s,
+        )
         restored = await live(sandbox, container, checkpoint, ready, full=True, progress=no_progress)
     finally:
         ready.close()

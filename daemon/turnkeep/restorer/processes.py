@@ -214,8 +214,11 @@ def _differences(line: ProcessLine, row: Row | None, root: int, keeper: int) -> 
     def now(number: int) -> int:
         return keeper if number == root else number
 
+    # What has lost its parent on the way already has process 1 for one, as it will
+    # in the end; CRIU itself is still the parent of what had its own outside.
+    settled = line.parent == 0 or (row.parent == 1 and line.parent == root)
     pairs = (
-        ("parent", now(line.parent) if root else row.parent if line.parent == 0 else line.parent, row.parent),
+        ("parent", row.parent if settled else now(line.parent), row.parent),
         ("process group", now(line.group), row.group),
         ("session", now(line.session), row.session),
         ("name", line.name, row.name),
