@@ -36,8 +36,8 @@ if not os.fork():
     if SETSID:
         os.setsid()
     null = os.open("/dev/null", os.O_RDWR)
-    for fd in range(3):
-        os.dup2(null, fd)
+    for stream in range(3):
+        os.dup2(null, stream)
     os.close(null)
     os.close(told)
     {child}
@@ -47,7 +47,7 @@ if not os.fork():
         signal.pause()
 os.wait()
 os.close(tell)
-os.read(told, 1)
+assert os.read(told, 1) == b"x"
 os.close(told)
 {parent}
 print("ready", flush=True)
