@@ -128,6 +128,7 @@ class Origin(enum.StrEnum):
     TURN = "turn"
     MANUAL = "manual"
     BEFORE_RESTORE = "before-restore"
+    FORK = "fork"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from turnkeep.cli import (
     doctor,
     events,
     execute,
+    fork,
     install,
     log,
     ps,
@@ -92,7 +93,7 @@ def root(
     ctx.obj = Run(address=address, retry_s=retry)
 
 
-for module in (serve, attach, ps, log, show, diff, events, restore, execute, store, doctor, install):
+for module in (serve, attach, ps, log, show, diff, events, restore, fork, execute, store, doctor, install):
     module.add_to(app)
 app.add_typer(checkpoint.group, name="checkpoint")
 app.add_typer(turn.group, name="turn")

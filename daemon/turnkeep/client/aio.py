@@ -82,6 +82,18 @@ class AsyncClient:
         """Return the checkpoints of all sandboxes, oldest first."""
         return await self._link.call(calls.list_checkpoints(""))
 
+    async def fork(
+        self,
+        sandbox: str,
+        count: int | None = None,
+        *,
+        ref: Ref | None = None,
+        names: Sequence[str] = (),
+        on_progress: OnProgress | None = None,
+    ) -> values.ForkResult:
+        """Make copies of a sandbox, and say what is to be known of them (see `Sandbox.fork`)."""
+        return await self._link.work(calls.fork(sandbox, ref=ref, count=count, names=names), on_progress)
+
     async def delete_checkpoint(self, checkpoint: str) -> values.DeletedCheckpoint:
         """Delete a checkpoint by its id. `prune` frees its space."""
         return await self._link.call(calls.delete_checkpoint("", checkpoint))
@@ -264,6 +276,27 @@ class AsyncSandbox(handles.SandboxHandle):
         result = await self._link.work(request, on_progress)
         self._learn_own(result.sandbox)
         return result
+
+    async def fork(
+        self,
+        count: int | None = None,
+        *,
+        ref: Ref | None = None,
+        names: Sequence[str] = (),
+        on_progress: OnProgress | None = None,
+    ) -> list[AsyncSandbox]:
+        """Make independent copies, files and processes, that go on beside it.
+
+        Of its present state, which is captured first, or of the checkpoint named
+        by `ref`. The copies are attached and run. Raises whatever `on_error`
+        says: all copies are there afterwards, or none.
+
+        Raises:
+            Conflict: a name is taken, or a folder of the host would be shared.
+        """
+        request = calls.fork(self.key, ref=ref, count=count, names=names)
+        result = await self._link.work(request, on_progress)
+        return [AsyncSandbox(self._link, each.name, each) for each in result.sandboxes]
 
 
 class AsyncTurn(handles.TurnHandle):

@@ -267,6 +267,26 @@ def restore(
     )
 
 
+def fork(
+    sandbox: str, *, ref: Ref | None, count: int | None, names: Sequence[str]
+) -> Stream[values.Progress | values.ForkResult]:
+    """Make copies of a sandbox; of its present state unless a checkpoint is named."""
+    request = pb.ForkSandboxRequest(
+        sandbox=sandbox,
+        ref=_ref(ref) if ref is not None else None,
+        count=_count(count),
+        names=names,
+        request_id=_new_id(),
+    )
+    return Stream(method="ForkSandbox", request=request, read=convert.fork_step, resume=lambda _: request)
+
+
+def _count(count: int | None) -> int:
+    if count is not None and not 1 <= count < 2**31:
+        raise InvalidRequest(f"{count} copies; there has to be at least one")
+    return count or 0
+
+
 def diff(sandbox: str, before: Ref, after: Ref | None) -> Stream[values.Change]:
     """What differs between two checkpoints; the newer one is the head unless given."""
     request = pb.DiffCheckpointsRequest(sandbox=sandbox, to=_ref(after) if after is not None else None)

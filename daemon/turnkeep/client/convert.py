@@ -139,6 +139,48 @@ def stored_state(message: pb.PutTurnStateResponse) -> values.StoredState:
     )
 
 
+def process_image(message: pb.ProcessImage) -> values.ProcessImage:
+    return values.ProcessImage(
+        engine=message.engine,
+        trees=tuple(_process_tree(tree) for tree in message.trees),
+        turn=message.turn,
+        image_bytes=message.image_bytes,
+        stored_bytes=message.stored_bytes,
+    )
+
+
+def _process_tree(message: pb.ProcessTree) -> values.ProcessTree:
+    return values.ProcessTree(
+        kind=message.kind,
+        root=message.root,
+        processes=tuple(
+            values.ProcessLine(
+                pid=line.pid,
+                parent=line.parent,
+                name=line.name,
+                threads=line.threads,
+                zombie=line.zombie,
+            )
+            for line in message.processes
+        ),
+        notes=tuple(message.notes),
+        image_bytes=message.image_bytes,
+        stopped_ns=message.stopped_ns,
+    )
+
+
+def fork_step(message: pb.ForkSandboxResponse) -> values.Progress | values.ForkResult:
+    if message.WhichOneof("step") == "progress":
+        return progress(message.progress)
+    result = message.result
+    return values.ForkResult(
+        sandboxes=tuple(sandbox(each) for each in result.sandboxes),
+        checkpoint_id=result.checkpoint_id,
+        notes=tuple(result.notes),
+        total_ns=result.total_ns,
+    )
+
+
 def checkpoint(message: pb.Checkpoint) -> values.Checkpoint:
     """Read a checkpoint."""
     return values.Checkpoint(
@@ -160,6 +202,7 @@ def checkpoint(message: pb.Checkpoint) -> values.Checkpoint:
         origin=message.origin,
         is_head=message.is_head,
         image=message.image,
+        processes=process_image(message.processes) if message.HasField("processes") else None,
     )
 
 

@@ -92,6 +92,18 @@ class Client:
         """Return the checkpoints of all sandboxes, oldest first."""
         return self._link.call(calls.list_checkpoints(""))
 
+    def fork(
+        self,
+        sandbox: str,
+        count: int | None = None,
+        *,
+        ref: Ref | None = None,
+        names: Sequence[str] = (),
+        on_progress: OnProgress | None = None,
+    ) -> values.ForkResult:
+        """Make copies of a sandbox, and say what is to be known of them (see `Sandbox.fork`)."""
+        return self._link.work(calls.fork(sandbox, ref=ref, count=count, names=names), on_progress)
+
     def delete_checkpoint(self, checkpoint: str) -> values.DeletedCheckpoint:
         """Delete a checkpoint by its id. `prune` frees its space."""
         return self._link.call(calls.delete_checkpoint("", checkpoint))
@@ -274,6 +286,27 @@ class Sandbox(handles.SandboxHandle):
         result = self._link.work(request, on_progress)
         self._learn_own(result.sandbox)
         return result
+
+    def fork(
+        self,
+        count: int | None = None,
+        *,
+        ref: Ref | None = None,
+        names: Sequence[str] = (),
+        on_progress: OnProgress | None = None,
+    ) -> list[Sandbox]:
+        """Make independent copies, files and processes, that go on beside it.
+
+        Of its present state, which is captured first, or of the checkpoint named
+        by `ref`. The copies are attached and run. Raises whatever `on_error`
+        says: all copies are there afterwards, or none.
+
+        Raises:
+            Conflict: a name is taken, or a folder of the host would be shared.
+        """
+        request = calls.fork(self.key, ref=ref, count=count, names=names)
+        result = self._link.work(request, on_progress)
+        return [Sandbox(self._link, each.name, each) for each in result.sandboxes]
 
 
 class Turn(handles.TurnHandle):

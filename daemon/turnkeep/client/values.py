@@ -107,6 +107,40 @@ class StoredState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessLine:
+    """One captured process; the numbers are those inside the sandbox."""
+
+    pid: int
+    parent: int
+    name: str
+    threads: int
+    zombie: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessTree:
+    """One dump: processes that descend from one."""
+
+    kind: str
+    root: int
+    processes: tuple[ProcessLine, ...]
+    notes: tuple[str, ...]
+    image_bytes: int
+    stopped_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessImage:
+    """The processes that a checkpoint holds, and the turn that dumped them."""
+
+    engine: str
+    trees: tuple[ProcessTree, ...]
+    turn: int
+    image_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """A restore point."""
 
@@ -132,6 +166,7 @@ class Checkpoint:
     """Why it was taken: "attach", "turn", "manual", "before-restore", …"""
     is_head: bool
     image: str
+    processes: ProcessImage | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +177,16 @@ class Progress:
     done: int
     total: int | None
     """None while it is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkResult:
+    """The copies that a fork made, attached and running."""
+
+    sandboxes: tuple[SandboxInfo, ...]
+    checkpoint_id: str
+    notes: tuple[str, ...]
+    total_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from turnkeep.checkpointer.view import Baseline
 from turnkeep.coordinator.restore import START_FREEZE_S
 from turnkeep.coordinator.sandbox import SandboxCoordinator
-from turnkeep.errors import Conflict, ContainerNotFound, Unsupported
+from turnkeep.errors import Conflict, ContainerNotFound, InvalidRequest, Unsupported
 from turnkeep.journal import Intent
-from turnkeep.model import Checkpoint, MountKind
+from turnkeep.model import Checkpoint, Fidelity, MountKind
 from turnkeep.restorer.cold import fill_on_disk, new_container_config, start_and_fill
 from turnkeep.restorer.plan import Progress, Restored
 from turnkeep.restorer.processes import Ready, bring_back
@@ -19,6 +20,7 @@ from turnkeep.runtime.engine import Engine
 from turnkeep.runtime.places import places_on_disk
 
 INTENT_LABEL = "turnkeep.restore"
+MAX_FORKS = 256
 
 
 def make_container(
@@ -45,6 +47,7 @@ def make_container(
             engine.create_volume(new, {INTENT_LABEL: intent_id})
             created.append(new)
         config = new_container_config(checkpoint, volumes)
+        _free_ports(config, engine, checkpoint)
         config["Labels"] = {**(config.get("Labels") or {}), INTENT_LABEL: intent_id}
         return engine.create(name, config), volumes
     except BaseException:
@@ -70,6 +73,72 @@ def _refuse_taken(engine: Engine, name: str, volumes: Iterable[str]) -> None:
                 object=f"volume {volume}",
                 hint=f"remove it, or choose another name than {name}",
             )
+
+
+def _free_ports(config: dict[str, Any], engine: Engine, checkpoint: Checkpoint) -> None:
+    """Publish on ports that the engine chooses where the original still has its own."""
+    try:
+        running = engine.inspect(checkpoint.container["Id"])["State"].get("Running")
+    except ContainerNotFound:
+        return
+    bindings = config["HostConfig"].get("PortBindings") or {}
+    if running and bindings:
+        config["HostConfig"]["PortBindings"] = {
+            port: [{**each, "HostPort": ""} for each in published or ()]
+            for port, published in bindings.items()
+        }
+
+
+def fork_names(engine: Engine, original: str, count: int, names: Sequence[str]) -> list[str]:
+    """Return the names of the copies: those given, or `ORIGINAL-fork-N` with the next free numbers.
+
+    Raises:
+        InvalidRequest: the names do not fit the number.
+        Conflict: one is taken.
+    """
+    count = count or len(names) or 1
+    if count > MAX_FORKS:
+        raise InvalidRequest(f"{count} copies at once; at most {MAX_FORKS}")
+    if names:
+        if len(names) != count or len(set(names)) != count:
+            raise InvalidRequest(
+                f"{len(names)} names for {count} copies", hint="give each copy a name of its own, or none"
+            )
+        for name in names:
+            _refuse_taken(engine, name, ())
+        return list(names)
+    found: list[str] = []
+    number = 0
+    while len(found) < count:
+        number += 1
+        with contextlib.suppress(Conflict):
+            _refuse_taken(engine, f"{original}-fork-{number}", ())
+            found.append(f"{original}-fork-{number}")
+    return found
+
+
+def fork_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return what the user of a copy should know."""
+    notes = ["its own: container id, hostname, network address, /etc/hosts, machine id"]
+    if checkpoint.processes is not None and checkpoint.processes.trees:
+        notes.append(
+            "copied processes share what was in their memory: seeds of random numbers, session keys, tokens"
+        )
+    if checkpoint.fidelity is not Fidelity.COMPLETE:
+        notes.append(
+            f"fidelity: {checkpoint.fidelity}; the other processes that ran then are not in the copies"
+        )
+    return tuple(notes)
+
+
+def remove_new(engine: Engine, container_id: str) -> None:
+    """Remove a container that was made here, with the volumes that were made for it."""
+    labels = (engine.inspect(container_id)["Config"].get("Labels") or {}) if container_id else {}
+    if INTENT_LABEL not in labels:
+        return
+    engine.remove(container_id)
+    for volume in engine.volumes_with_label(f"{INTENT_LABEL}={labels[INTENT_LABEL]}"):
+        engine.remove_volume(volume)
 
 
 def _is_anonymous(name: str) -> bool:
@@ -119,6 +188,7 @@ def restore_new(
             budget_s=START_FREEZE_S,
             progress=progress,
             and_then=lambda container: bring_back(ready, container, deps.processes),
+            is_copy=True,
         )
     except BaseException:
         deps.engine.remove(container_id)

@@ -12,7 +12,6 @@ import structlog
 from turnkeep_store.errors import SnapshotNotFound
 from turnkeep_store.ids import SnapshotId
 
-from turnkeep.coordinator import creation
 from turnkeep.coordinator import restore as restoring
 from turnkeep.coordinator.captures import describe
 from turnkeep.coordinator.deps import Deps, run
@@ -28,10 +27,8 @@ from turnkeep.errors import (
 from turnkeep.journal import (
     Change,
     Delete,
-    Intent,
     put_answer,
     put_checkpoint,
-    put_intent,
     put_sandbox,
 )
 from turnkeep.model import (
@@ -43,7 +40,6 @@ from turnkeep.model import (
     SandboxId,
     SandboxRecord,
     Turn,
-    TurnNumber,
     TurnState,
 )
 from turnkeep.restorer.plan import Progress
@@ -396,64 +392,6 @@ class Registry:
         outcome = await restoring.restore(sandbox, wish, progress)
         return sandbox, outcome
 
-    async def restore_new(
-        self, wish: restoring.Wish, new_name: str, progress: Progress
-    ) -> tuple[SandboxCoordinator, restoring.Outcome]:
-        """Restore a checkpoint into a new container.
-
-        If the sandbox's own container is gone, the sandbox goes on in the new
-        one; else the new container is a sandbox of its own.
-        """
-        if not new_name:
-            raise InvalidRequest("a new container needs a name", hint="--new NAME")
-        started = time.monotonic_ns()
-        checkpoint = wish.checkpoint
-        owner = self.sandboxes.get(checkpoint.sandbox_id)
-        gone = owner is not None and owner.record.container_state is ContainerState.GONE
-        creation.check_new(checkpoint, original_exists=owner is not None and not gone)
-        host = (
-            SandboxCoordinator(_blank(checkpoint, new_name), self.deps)
-            if not gone or owner is None
-            else owner
-        )
-        head_turn = wish.turn.number if wish.turn is not None else checkpoint.turn
-        async with host.holding():
-            intent = Intent(
-                id=secrets.token_hex(16),
-                kind="new",
-                sandbox_id=host.record.id,
-                details={"name": new_name, "checkpoint": checkpoint.id},
-            )
-            ready = await restoring.load(host, checkpoint)
-            try:
-                await host.record_event("restoring", f"into {new_name}", changes=(put_intent(intent),))
-                restored, baseline, container = await run(
-                    self.deps.pools.long, creation.restore_new, host, checkpoint, intent, ready, progress
-                )
-            except BaseException:
-                await host.record_event("failed", f"into {new_name}", changes=(Delete("intent", intent.id),))
-                raise
-            finally:
-                ready.close()
-            host.use(container)
-            host.baseline = baseline
-            host.record = replace(
-                host.record, name=new_name, container_id=container.id, attached=True, mounts=container.mounts
-            )
-            self.sandboxes[host.record.id] = host
-            await restoring.finish(host, checkpoint, intent, head_turn if gone else 0)
-        outcome = restoring.Outcome(
-            mode="new",
-            mode_reason="asked for",
-            checkpoint=checkpoint,
-            safety_id=None,
-            restored=restored,
-            total_ns=time.monotonic_ns() - started,
-            notes=restored.notes,
-            turn=TurnNumber(head_turn),
-        )
-        return host, outcome
-
     def counts(self, sandbox_id: SandboxId) -> Mapping[str, int]:
         """Return the numbers of a sandbox's turns by outcome."""
         counts = {"total": 0, "durable": 0, "skipped": 0, "failed": 0}
@@ -463,18 +401,3 @@ class Registry:
             if turn.state in names:
                 counts[names[turn.state]] += 1
         return counts
-
-
-def _blank(checkpoint: Checkpoint, name: str) -> SandboxRecord:
-    """Return the record of a sandbox that begins at another's checkpoint."""
-    return SandboxRecord(
-        id=SandboxId(secrets.token_hex(8)),
-        name=name,
-        container_id="",
-        image=checkpoint.image,
-        image_id=checkpoint.image_id,
-        container_state=ContainerState.RUNNING,
-        attached=True,
-        attached_at_ns=time.time_ns(),
-        head_checkpoint_id=checkpoint.id,
-    )

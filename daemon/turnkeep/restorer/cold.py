@@ -20,6 +20,7 @@ from turnkeep.checkpointer.view import Baseline
 from turnkeep.errors import DigestMismatch, RestoreFailed
 from turnkeep.model import Checkpoint, MountKind
 from turnkeep.paths import display
+from turnkeep.restorer.identity import Identity
 from turnkeep.restorer.live import rewrite
 from turnkeep.restorer.plan import SHOWN_PATHS, Progress, Restored
 from turnkeep.runtime.container import Container
@@ -135,6 +136,7 @@ def start_and_fill(
     budget_s: float,
     progress: Progress,
     and_then: Callable[[Container], list[str]] | None = None,
+    is_copy: bool = False,
 ) -> tuple[Restored, Baseline, Container]:
     """Start a container whose disk content is restored, fill the rest, and compare digests.
 
@@ -142,7 +144,7 @@ def start_and_fill(
     what is read of the rest after it, it has to have the checkpoint's digest. A
     container whose own process writes at once differs from it later, rightly.
     `and_then` brings back the processes once the files are right; nothing has run
-    until then.
+    until then. A copy gets back its own names and address before that.
 
     Raises:
         DigestMismatch: they differ.
@@ -150,6 +152,7 @@ def start_and_fill(
     progress("start", 0, 0)
     container = start()
     with container.frozen(budget_s, hold=True) as freeze:
+        identity = Identity(container) if is_copy else None
         filled = fill_running(repository, checkpoint, container, written)
         progress("verify", 0, 0)
         state = checkpointer.current_state(container, None)
@@ -158,6 +161,8 @@ def start_and_fill(
         digest = _compare(repository, checkpoint, on_disk, state, volatile)
         targets = ", ".join(sorted(place.mount.target for place in filled))
         notes: tuple[str, ...] = (NOT_ONE_INSTANT.format(places=targets),) if filled else ()
+        if identity is not None:
+            identity.take_back(checkpoint)
         if and_then is not None:
             progress("processes", 0, 0)
             notes += tuple(and_then(container))

@@ -18,6 +18,8 @@ from turnkeep.model import (
     Event,
     Fidelity,
     Mount,
+    ProcessImage,
+    ProcessTree,
     RetentionPolicy,
     SandboxRecord,
     Turn,
@@ -141,6 +143,37 @@ def checkpoint_message(checkpoint: Checkpoint, *, is_head: bool) -> pb.Checkpoin
         origin=checkpoint.origin.value,
         is_head=is_head,
         image=checkpoint.image,
+        processes=image_message(checkpoint.processes) if checkpoint.processes is not None else None,
+    )
+
+
+def image_message(image: ProcessImage) -> pb.ProcessImage:
+    return pb.ProcessImage(
+        engine=image.engine,
+        trees=[tree_message(tree) for tree in image.trees],
+        turn=image.turn,
+        image_bytes=image.image_bytes,
+        stored_bytes=image.stored_bytes,
+    )
+
+
+def tree_message(tree: ProcessTree) -> pb.ProcessTree:
+    return pb.ProcessTree(
+        kind=tree.kind,
+        root=tree.root,
+        processes=[
+            pb.Process(
+                pid=line.pid,
+                parent=line.parent,
+                name=text(line.name),
+                threads=line.threads,
+                zombie=line.zombie,
+            )
+            for line in tree.processes
+        ],
+        notes=[text(note) for note in tree.notes],
+        image_bytes=tree.image_bytes,
+        stopped_ns=tree.stopped_ns,
     )
 
 

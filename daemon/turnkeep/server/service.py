@@ -20,15 +20,13 @@ from turnkeep.api.v1 import turnkeep_pb2 as pb
 from turnkeep.api.v1 import turnkeep_pb2_grpc as pb_grpc
 from turnkeep.coordinator.deps import run
 from turnkeep.coordinator.registry import Registry
-from turnkeep.coordinator.restore import Outcome, Wish
-from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.errors import Conflict, InvalidRequest, TurnkeepError, TurnNotFound
 from turnkeep.harness_state import read_state
-from turnkeep.journal import put_answer
-from turnkeep.model import Checkpoint, Event, HarnessState, SandboxId, Turn
+from turnkeep.model import Checkpoint, Event, HarnessState, SandboxId
 from turnkeep.runtime.engine import kernel_release
 from turnkeep.server import conversions as convert
 from turnkeep.server.progress import Tell, with_progress
+from turnkeep.server.restores import RestoreCalls
 from turnkeep.server.uploads import receive_state
 
 _EVENTS_QUEUED = 10_000
@@ -47,15 +45,13 @@ class Started:
     degraded: Callable[[], list[str]]
 
 
-class TurnkeepService(pb_grpc.TurnkeepServicer):
+class TurnkeepService(RestoreCalls, pb_grpc.TurnkeepServicer):
     """The service. All state is the registry's."""
 
     def __init__(self, registry: Registry, started: Started) -> None:
-        self._registry = registry
-        self._deps = registry.deps
+        super().__init__(registry)
         self._started = started
         self._watches: set[asyncio.Queue[Event | None]] = set()
-        self._restoring: dict[str, asyncio.Future[pb.RestoreResult]] = {}
 
     def end_watches(self) -> None:
         """End all `WatchEvents` calls: the daemon stops."""
@@ -195,98 +191,6 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
         checkpoint, _ = await self._find(request.sandbox, request.ref)
         reparented = await self._registry.delete_checkpoint(checkpoint)
         return pb.DeleteCheckpointResponse(checkpoint_id=checkpoint.id, reparented=reparented)
-
-    async def RestoreSandbox(
-        self, request: pb.RestoreSandboxRequest, context: Any
-    ) -> AsyncIterator[pb.RestoreSandboxResponse]:
-        kept = self._deps.journal.answer(request.request_id) if request.request_id else None
-        if kept is not None:
-            yield pb.RestoreSandboxResponse(
-                result=await self._with_state(pb.RestoreResult.FromString(bytes.fromhex(kept["result"])))
-            )
-            return
-
-        first = self._restoring.get(request.request_id) if request.request_id else None
-        if first is not None:
-            # The same request again, after its caller's connection broke.
-            yield pb.RestoreSandboxResponse(result=await self._with_state(await asyncio.shield(first)))
-            return
-        done: asyncio.Future[pb.RestoreResult] = asyncio.get_running_loop().create_future()
-
-        async def work(progress: Tell) -> pb.RestoreResult:
-            self._restoring[request.request_id] = done
-            try:
-                done.set_result(await self._restore(request, progress))
-            except Exception as error:
-                done.set_exception(error)
-            finally:
-                self._restoring.pop(request.request_id, None)
-            return await done
-
-        async for step in with_progress(work):
-            if isinstance(step, pb.Progress):
-                yield pb.RestoreSandboxResponse(progress=step)
-            else:
-                yield pb.RestoreSandboxResponse(result=await self._with_state(step))
-
-    async def _restore(self, request: pb.RestoreSandboxRequest, progress: Tell) -> pb.RestoreResult:
-        checkpoint, turn = await self._find(request.sandbox, request.ref)
-        live = {pb.RESTORE_MODE_LIVE: True, pb.RESTORE_MODE_COLD: False}.get(request.mode)
-        full = {pb.VERIFY_MODE_FULL: True, pb.VERIFY_MODE_CHANGED: False}.get(request.verify)
-        wish = Wish(
-            checkpoint=checkpoint,
-            turn=turn,
-            live=live,
-            skip_safety=request.skip_safety_checkpoint,
-            full=full,
-        )
-        if request.mode == pb.RESTORE_MODE_NEW or request.new_name:
-            sandbox, outcome = await self._registry.restore_new(wish, request.new_name, progress)
-        else:
-            sandbox, outcome = await self._registry.restore(request.sandbox, wish, progress)
-        result = await self._result(sandbox, outcome)
-        if request.request_id:
-            answer = put_answer(
-                request.request_id, "restore", sandbox.record.id, {"result": result.SerializeToString().hex()}
-            )
-            await sandbox.record_event("restore_answered", "", changes=(answer,))
-        return result
-
-    async def _result(self, sandbox: SandboxCoordinator, outcome: Outcome) -> pb.RestoreResult:
-        restored = outcome.restored
-        return pb.RestoreResult(
-            sandbox=await self._sandbox(sandbox),
-            checkpoint_id=outcome.checkpoint.id,
-            mode=convert.RESTORE_MODES[outcome.mode],
-            mode_reason=outcome.mode_reason,
-            safety_checkpoint_id=outcome.safety_id or "",
-            expected_digest=outcome.checkpoint.digest,
-            actual_digest=restored.digest,
-            verify=pb.VERIFY_MODE_FULL if restored.full else pb.VERIFY_MODE_CHANGED,
-            changed_paths=restored.written.paths,
-            written_bytes=restored.written.bytes,
-            freeze_ns=restored.freeze_ns,
-            total_ns=outcome.total_ns,
-            notes=list(outcome.notes),
-            stopped_processes=list(restored.stopped),
-            turn=outcome.turn,
-        )
-
-    async def _with_state(self, result: pb.RestoreResult) -> pb.RestoreResult:
-        """Add the harness state of the restored turn, which the recorded answer leaves out."""
-        checkpoint = self._deps.journal.checkpoint(result.checkpoint_id)  # type: ignore[arg-type]
-        owner = self._registry.sandboxes.get(checkpoint.sandbox_id) if checkpoint is not None else None
-        if owner is None or not result.turn:
-            return result
-        turn = owner.turn(result.turn)
-        if turn.harness_state is not None:
-            pieces = await run(
-                self._deps.pools.commit,
-                lambda: b"".join(read_state(self._deps.repository, turn.harness_state)),  # type: ignore[arg-type]
-            )
-            result.harness_state = pieces
-            result.has_harness_state = True
-        return result
 
     async def DiffCheckpoints(
         self, request: pb.DiffCheckpointsRequest, context: Any
@@ -453,27 +357,6 @@ class TurnkeepService(pb_grpc.TurnkeepServicer):
         )
 
     # -- shared ------------------------------------------------------------
-
-    async def _sandbox(self, sandbox: SandboxCoordinator) -> pb.Sandbox:
-        journal = self._deps.journal
-        record = sandbox.record
-        counts = await run(self._deps.pools.journal, self._registry.counts, record.id)
-        checkpoints = await run(self._deps.pools.journal, journal.checkpoints, record.id)
-        open_turn = sandbox.open_turn
-        return convert.sandbox_message(
-            record,
-            counts,
-            sum(each.stored_bytes for each in checkpoints),
-            open_turn.number if open_turn is not None else 0,
-        )
-
-    async def _find(self, sandbox: str, ref: pb.CheckpointRef) -> tuple[Checkpoint, Turn | None]:
-        match ref.WhichOneof("ref"):
-            case "turn":
-                return await self._registry.checkpoint(sandbox, turn=ref.turn)
-            case "checkpoint":
-                return await self._registry.checkpoint(sandbox, checkpoint=ref.checkpoint)
-        raise InvalidRequest("neither a checkpoint nor a turn was named")
 
     def _checkpoint(self, checkpoint: Checkpoint) -> pb.Checkpoint:
         heads = {each.record.head_checkpoint_id for each in self._registry.sandboxes.values()}

@@ -672,6 +672,7 @@ class Checkpoint(_message.Message):
     ORIGIN_FIELD_NUMBER: _builtins.int
     IS_HEAD_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """64 hexadecimal digits; may be shortened in requests."""
     sandbox_id: _builtins.str
@@ -716,6 +717,10 @@ class Checkpoint(_message.Message):
     def not_captured(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What it could not hold, in sentences."""
 
+    @_builtins.property
+    def processes(self) -> Global___ProcessImage:
+        """The processes that it holds; absent if none was dumped."""
+
     def __init__(
         self,
         *,
@@ -737,14 +742,141 @@ class Checkpoint(_message.Message):
         origin: _builtins.str = ...,
         is_head: _builtins.bool = ...,
         image: _builtins.str = ...,
+        processes: Global___ProcessImage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "processes", b"processes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_bytes", b"changed_bytes", "changed_files", b"changed_files", "created_at_ns", b"created_at_ns", "decision", b"decision", "digest", b"digest", "fidelity", b"fidelity", "id", b"id", "image", b"image", "is_head", b"is_head", "mounts", b"mounts", "name", b"name", "not_captured", b"not_captured", "origin", b"origin", "parent_id", b"parent_id", "sandbox_id", b"sandbox_id", "stored_bytes", b"stored_bytes", "tags", b"tags", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_bytes", b"changed_bytes", "changed_files", b"changed_files", "created_at_ns", b"created_at_ns", "decision", b"decision", "digest", b"digest", "fidelity", b"fidelity", "id", b"id", "image", b"image", "is_head", b"is_head", "mounts", b"mounts", "name", b"name", "not_captured", b"not_captured", "origin", b"origin", "parent_id", b"parent_id", "processes", b"processes", "sandbox_id", b"sandbox_id", "stored_bytes", b"stored_bytes", "tags", b"tags", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
+
+@_typing.final
+class ProcessImage(_message.Message):
+    """The processes of a sandbox at one instant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINE_FIELD_NUMBER: _builtins.int
+    TREES_FIELD_NUMBER: _builtins.int
+    TURN_FIELD_NUMBER: _builtins.int
+    IMAGE_BYTES_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    engine: _builtins.str
+    """What dumped them: "in the sandbox" or "the whole container"."""
+    turn: _builtins.int
+    """The turn that took them; later ones reuse them as long as no process runs."""
+    image_bytes: _builtins.int
+    """Bytes of all images."""
+    stored_bytes: _builtins.int
+    """Bytes they added to the store, compressed, when they were taken."""
+    @_builtins.property
+    def trees(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProcessTree]:
+        """The dumps."""
+
+    def __init__(
+        self,
+        *,
+        engine: _builtins.str = ...,
+        trees: _abc.Iterable[Global___ProcessTree] | None = ...,
+        turn: _builtins.int = ...,
+        image_bytes: _builtins.int = ...,
+        stored_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "image_bytes", b"image_bytes", "stored_bytes", b"stored_bytes", "trees", b"trees", "turn", b"turn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProcessImage: _TypeAlias = ProcessImage  # noqa: Y015
+
+@_typing.final
+class ProcessTree(_message.Message):
+    """One dump: processes that descend from one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    IMAGE_BYTES_FIELD_NUMBER: _builtins.int
+    STOPPED_NS_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"init": the root is the sandbox's own init, which a restore does not touch;
+    "exec": it was started from outside.
+    """
+    root: _builtins.int
+    """The root's pid inside the sandbox."""
+    image_bytes: _builtins.int
+    """Bytes of its images."""
+    stopped_ns: _builtins.int
+    """For how long CRIU kept it stopped."""
+    @_builtins.property
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Process]:
+        """The processes."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What will be different after a restore."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        root: _builtins.int = ...,
+        processes: _abc.Iterable[Global___Process] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+        image_bytes: _builtins.int = ...,
+        stopped_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_bytes", b"image_bytes", "kind", b"kind", "notes", b"notes", "processes", b"processes", "root", b"root", "stopped_ns", b"stopped_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProcessTree: _TypeAlias = ProcessTree  # noqa: Y015
+
+@_typing.final
+class Process(_message.Message):
+    """One captured process; the numbers are those inside the sandbox."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PID_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    ZOMBIE_FIELD_NUMBER: _builtins.int
+    pid: _builtins.int
+    """Its pid."""
+    parent: _builtins.int
+    """Its parent's pid; 0 if that is outside of the sandbox."""
+    name: _builtins.str
+    """Its name."""
+    threads: _builtins.int
+    """How many threads it has."""
+    zombie: _builtins.bool
+    """Whether it is dead and nobody has waited for it."""
+    def __init__(
+        self,
+        *,
+        pid: _builtins.int = ...,
+        parent: _builtins.int = ...,
+        name: _builtins.str = ...,
+        threads: _builtins.int = ...,
+        zombie: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "parent", b"parent", "pid", b"pid", "threads", b"threads", "zombie", b"zombie"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Process: _TypeAlias = Process  # noqa: Y015
 
 @_typing.final
 class CheckpointRef(_message.Message):
@@ -1641,6 +1773,120 @@ class RestoreSandboxResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_step) -> _WhichOneofReturnType_step | None: ...
 
 Global___RestoreSandboxResponse: _TypeAlias = RestoreSandboxResponse  # noqa: Y015
+
+@_typing.final
+class ForkSandboxRequest(_message.Message):
+    """Request of ForkSandbox."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_FIELD_NUMBER: _builtins.int
+    REF_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    sandbox: _builtins.str
+    """Sandbox id, container name or container id."""
+    count: _builtins.int
+    """How many copies; 0 means one."""
+    request_id: _builtins.str
+    """The caller's id of this request: the same again gives the same answer."""
+    @_builtins.property
+    def ref(self) -> Global___CheckpointRef:
+        """Which checkpoint; the present state if absent, which is captured first."""
+
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the new containers, one for each copy; empty for names made from
+        the sandbox's.
+        """
+
+    def __init__(
+        self,
+        *,
+        sandbox: _builtins.str = ...,
+        ref: Global___CheckpointRef | None = ...,
+        count: _builtins.int = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "names", b"names", "ref", b"ref", "request_id", b"request_id", "sandbox", b"sandbox"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkSandboxRequest: _TypeAlias = ForkSandboxRequest  # noqa: Y015
+
+@_typing.final
+class ForkSandboxResponse(_message.Message):
+    """Progress of ForkSandbox, and at last its result."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___Progress:
+        """Progress."""
+
+    @_builtins.property
+    def result(self) -> Global___ForkResult:
+        """The result; the last message."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___Progress | None = ...,
+        result: Global___ForkResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "result", b"result", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "result", b"result", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["progress", "result"]  # noqa: Y015
+    _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_step) -> _WhichOneofReturnType_step | None: ...
+
+Global___ForkSandboxResponse: _TypeAlias = ForkSandboxResponse  # noqa: Y015
+
+@_typing.final
+class ForkResult(_message.Message):
+    """The copies that a fork made. All of them are there, or none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOXES_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_ID_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    TOTAL_NS_FIELD_NUMBER: _builtins.int
+    checkpoint_id: _builtins.str
+    """The checkpoint that they begin at."""
+    total_ns: _builtins.int
+    """From the call to the result."""
+    @_builtins.property
+    def sandboxes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sandbox]:
+        """The new sandboxes, attached and running."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What a person should know: what they share, what was renewed."""
+
+    def __init__(
+        self,
+        *,
+        sandboxes: _abc.Iterable[Global___Sandbox] | None = ...,
+        checkpoint_id: _builtins.str = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+        total_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "notes", b"notes", "sandboxes", b"sandboxes", "total_ns", b"total_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkResult: _TypeAlias = ForkResult  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):

@@ -110,6 +110,11 @@ class TurnkeepStub(object):
                 request_serializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.RestoreSandboxRequest.SerializeToString,
                 response_deserializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.RestoreSandboxResponse.FromString,
                 _registered_method=True)
+        self.ForkSandbox = channel.unary_stream(
+                '/turnkeep.v1.Turnkeep/ForkSandbox',
+                request_serializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.ForkSandboxRequest.SerializeToString,
+                response_deserializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.ForkSandboxResponse.FromString,
+                _registered_method=True)
         self.DiffCheckpoints = channel.unary_stream(
                 '/turnkeep.v1.Turnkeep/DiffCheckpoints',
                 request_serializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.DiffCheckpointsRequest.SerializeToString,
@@ -250,6 +255,13 @@ class TurnkeepServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForkSandbox(self, request, context):
+        """Make independent copies of a sandbox, files and processes, that go on beside it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DiffCheckpoints(self, request, context):
         """What differs between two checkpoints, by path.
         """
@@ -362,6 +374,11 @@ def add_TurnkeepServicer_to_server(servicer, server):
                     servicer.RestoreSandbox,
                     request_deserializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.RestoreSandboxRequest.FromString,
                     response_serializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.RestoreSandboxResponse.SerializeToString,
+            ),
+            'ForkSandbox': grpc.unary_stream_rpc_method_handler(
+                    servicer.ForkSandbox,
+                    request_deserializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.ForkSandboxRequest.FromString,
+                    response_serializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.ForkSandboxResponse.SerializeToString,
             ),
             'DiffCheckpoints': grpc.unary_stream_rpc_method_handler(
                     servicer.DiffCheckpoints,
@@ -795,6 +812,33 @@ class Turnkeep(object):
             '/turnkeep.v1.Turnkeep/RestoreSandbox',
             turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.RestoreSandboxRequest.SerializeToString,
             turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.RestoreSandboxResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkSandbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/turnkeep.v1.Turnkeep/ForkSandbox',
+            turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.ForkSandboxRequest.SerializeToString,
+            turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.ForkSandboxResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -76,6 +76,8 @@ class TurnkeepStub:
     """
     RestoreSandbox: _grpc.UnaryStreamMultiCallable[_turnkeep_pb2.RestoreSandboxRequest, _turnkeep_pb2.RestoreSandboxResponse]
     """Bring a sandbox back to a checkpoint. The last message holds the result."""
+    ForkSandbox: _grpc.UnaryStreamMultiCallable[_turnkeep_pb2.ForkSandboxRequest, _turnkeep_pb2.ForkSandboxResponse]
+    """Make independent copies of a sandbox, files and processes, that go on beside it."""
     DiffCheckpoints: _grpc.UnaryStreamMultiCallable[_turnkeep_pb2.DiffCheckpointsRequest, _turnkeep_pb2.DiffCheckpointsResponse]
     """What differs between two checkpoints, by path."""
     WatchEvents: _grpc.UnaryStreamMultiCallable[_turnkeep_pb2.WatchEventsRequest, _turnkeep_pb2.WatchEventsResponse]
@@ -130,6 +132,8 @@ class TurnkeepAsyncStub(TurnkeepStub):
     """
     RestoreSandbox: _aio.UnaryStreamMultiCallable[_turnkeep_pb2.RestoreSandboxRequest, _turnkeep_pb2.RestoreSandboxResponse]  # type: ignore[assignment]
     """Bring a sandbox back to a checkpoint. The last message holds the result."""
+    ForkSandbox: _aio.UnaryStreamMultiCallable[_turnkeep_pb2.ForkSandboxRequest, _turnkeep_pb2.ForkSandboxResponse]  # type: ignore[assignment]
+    """Make independent copies of a sandbox, files and processes, that go on beside it."""
     DiffCheckpoints: _aio.UnaryStreamMultiCallable[_turnkeep_pb2.DiffCheckpointsRequest, _turnkeep_pb2.DiffCheckpointsResponse]  # type: ignore[assignment]
     """What differs between two checkpoints, by path."""
     WatchEvents: _aio.UnaryStreamMultiCallable[_turnkeep_pb2.WatchEventsRequest, _turnkeep_pb2.WatchEventsResponse]  # type: ignore[assignment]
@@ -271,6 +275,14 @@ class TurnkeepServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_turnkeep_pb2.RestoreSandboxResponse], _abc.AsyncIterator[_turnkeep_pb2.RestoreSandboxResponse]]:
         """Bring a sandbox back to a checkpoint. The last message holds the result."""
+
+    @_abc_1.abstractmethod
+    def ForkSandbox(
+        self,
+        request: _turnkeep_pb2.ForkSandboxRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_turnkeep_pb2.ForkSandboxResponse], _abc.AsyncIterator[_turnkeep_pb2.ForkSandboxResponse]]:
+        """Make independent copies of a sandbox, files and processes, that go on beside it."""
 
     @_abc_1.abstractmethod
     def DiffCheckpoints(
