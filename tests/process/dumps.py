@@ -8,6 +8,7 @@ parent, and a tmux server with a shell. The pages were replaced by zeros.
 
 from __future__ import annotations
 
+import functools
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,9 +25,24 @@ _M = TypeVar("_M", bound=Message)
 def unpack(folder: Path) -> Path:
     """Put the dump into a folder; return it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(RICH) as archive:
-        archive.extractall(folder, filter="data")
+    for name, (size, content) in _contents().items():
+        with open(folder / name, "wb") as file:
+            file.write(content)
+            file.truncate(size)
     return folder
+
+
+@functools.cache
+def _contents() -> dict[str, tuple[int, bytes]]:
+    """Return each image's size and content; the zeros at a file's end are left out."""
+    found = {}
+    with tarfile.open(RICH) as archive:
+        for member in archive.getmembers():
+            file = archive.extractfile(member)
+            assert file is not None
+            content = file.read()
+            found[member.name] = (len(content), content.rstrip(b"\0"))
+    return found
 
 
 def kind(name: str) -> Kind:

@@ -631,7 +631,7 @@ Global___Seccomp: _TypeAlias = Seccomp  # noqa: Y015
 
 @_typing.final
 class SeccompFilter(_message.Message):
-    """`prev` is the index of the filter that was there before this one."""
+    """A thread names its oldest filter; `prev` is the index of the next one that was put on."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
