@@ -100,6 +100,8 @@ FILES: list[tuple[str, Callable[[Any], bool], Edit]] = [
     ("mode", _FILE, _reg(mode=stat.S_IFSOCK | 0o666)),
     ("no mode", _FILE, lambda file: file.reg.ClearField("mode")),
     ("from outside", _FILE, _reg(ext=True)),
+    ("from outside", _FILE, _reg(ext=True, name=b"file[1b:21e025]")),
+    ("absolute", _FILE, _reg(name=b"file[1b:21e025]")),
     ("a mount's id", _FILE, _reg(mnt_id=40)),
     ("open flags", _FILE, _reg(flags=0o101)),
     ("open flags", _FILE, _reg(flags=0o1001)),
@@ -186,6 +188,30 @@ def test_sockets_that_are_named_are_allowed(folder: Path, allowed: Allowance) ->
     change_one(folder, "files.img", connect_outside, _UNIX)
     refuse(folder, allowed, "unix socket")
     vet(open_images(str(folder)), replace(allowed, external=frozenset({b"/dev/log\0"})))
+
+
+def test_files_from_outside_that_are_replaced(folder: Path, allowed: Allowance) -> None:
+    change_one(folder, "files.img", _reg(ext=True, name=b"file[1b:21e025]"), _FILE)
+    images = open_images(str(folder))
+    vet(images, replace(allowed, external=frozenset({b"file[1b:21e025]"})))
+    refuse(folder, replace(allowed, external=frozenset({b"file[1b:21e026]"})), "from outside")
+
+
+def test_terminals_from_outside_that_are_replaced(folder: Path, allowed: Allowance) -> None:
+    def make_external(terminal: pb.TtyInfo) -> None:
+        terminal.type, terminal.rdev, terminal.dev = 5, 0x8801, 0x37
+
+    change_one(folder, "tty-info.img", make_external)
+    number = read(folder, "tty-info.img")[0].id
+    there = replace(allowed, external=frozenset({b"tty[8801:37]"}))
+    refuse(folder, there, "a path for what is from outside")
+    files = read(folder, "files.img")
+    for file in files:
+        if file.type == FileType.TTY and file.tty.tty_info_id == number:
+            file.tty.ClearField("regf_id")
+    write(folder, "files.img", files)
+    vet(open_images(str(folder)), there)
+    refuse(folder, replace(allowed, external=frozenset({b"tty[8801:38]"})), "type 5")
 
 
 def _new_file(folder: Path, file: pb.File) -> None:

@@ -106,8 +106,11 @@ def _vet_fifo(images: Images, where: str, fifo: pb.Fifo, allowed: Allowance) -> 
 
 
 def _vet_tty(images: Images, where: str, tty: pb.Tty, allowed: Allowance) -> None:
-    known = tty.tty_info_id in images.terminals
-    require(known, where, f"terminal {tty.tty_info_id}", "one of the images")
+    terminal = images.terminals.get(tty.tty_info_id)
+    require(terminal is not None, where, f"terminal {tty.tty_info_id}", "one of the images")
+    if terminal is not None and terminal.type == _EXTERNAL_TTY:
+        require(not tty.HasField("regf_id"), where, "a path for what is from outside", "none")
+        return
     named = images.files.get(tty.regf_id)
     is_file = named is not None and named.type == FileType.REG
     require(is_file, where, f"a terminal at file {tty.regf_id}", "a file of the images")
