@@ -25,9 +25,9 @@ def folder(tmp_path: Path) -> Path:
     return unpack(tmp_path / "images")
 
 
-@pytest.fixture
-def allowed(folder: Path) -> Allowance:
-    return allowance_of(open_images(str(folder)))
+@pytest.fixture(scope="module")
+def allowed(tmp_path_factory: pytest.TempPathFactory) -> Allowance:
+    return allowance_of(open_images(str(unpack(tmp_path_factory.mktemp("images")))))
 
 
 def _is(kind: FileType) -> Callable[[Any], bool]:

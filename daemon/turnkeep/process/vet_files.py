@@ -44,13 +44,13 @@ _SEALS = 0x3F
 
 def vet_files(images: Images, allowed: Allowance) -> None:
     """Check every open file, everything that refers to one, and what is made for one."""
+    for terminal in images.terminals.values():
+        _vet_terminal(terminal, allowed)
     for number, file in images.files.items():
         _vet_file(images, f"file {number}", file, allowed)
     _vet_tables(images)
     _vet_places(images)
     _vet_remaps(images, allowed)
-    for terminal in images.terminals.values():
-        _vet_terminal(terminal, allowed)
     for inode in images.memfds:
         where = f"memory file {shown(inode.name)}"
         require(not inode.mode & (stat.S_ISUID | stat.S_ISGID), where, "setuid", "not")

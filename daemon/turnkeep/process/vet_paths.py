@@ -42,10 +42,10 @@ def vet_open_flags(where: str, flags: int) -> None:
 def vet_regular(images: Images, where: str, file: pb.RegularFile, allowed: Allowance) -> None:
     """Check a file that is opened by its path. CRIU itself compares the mode with what is there."""
     where = f"{where} {shown(file.name)}"
-    if file.ext and file.name in allowed.external:
-        return  # It is replaced by something of ours.
+    if file.ext:
+        require(file.name in allowed.external, where, "from outside", "what is replaced")
+        return
     vet_path(where, file.name, images)
-    require(not file.ext, where, "from outside", "in the sandbox")
     require(file.mnt_id == _NO_MOUNT or not file.HasField("mnt_id"), where, "a mount's id", "none")
     require(file.HasField("mode"), where, "no mode", "what it is")
     kind = stat.S_IFMT(file.mode)
