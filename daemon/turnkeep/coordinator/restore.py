@@ -96,7 +96,7 @@ async def restore(sandbox: SandboxCoordinator, wish: Wish, progress: Progress) -
                 object=f"container {container.name}",
                 hint="restore with --mode live, or into a new container with --new NAME",
             )
-        ready = await load(sandbox, wish.checkpoint)
+        ready = await load(sandbox, wish.checkpoint, container)
         work = _Work(sandbox, container, wish, choice, ready, progress)
         try:
             restored = await work.do(is_stateful)
@@ -260,10 +260,17 @@ def _choose(container: Container, wish: Wish, is_stateful: Callable[[Process], b
     return choose(state, init_is_stateful=init is not None and is_stateful(init), wanted_live=wish.live)
 
 
-async def load(sandbox: SandboxCoordinator, checkpoint: Checkpoint) -> Ready:
-    """Load and check a checkpoint's processes, before anything is changed; the caller closes it."""
+async def load(
+    sandbox: SandboxCoordinator, checkpoint: Checkpoint, container: Container | None = None
+) -> Ready:
+    """Load a checkpoint's processes before anything is changed; the caller closes it.
+
+    For a container that runs already they are checked as well.
+    """
     deps = sandbox.deps
-    return await run(deps.pools.long, load_images, deps.repository, deps.processes, checkpoint.processes)
+    return await run(
+        deps.pools.long, load_images, deps.repository, deps.processes, checkpoint.processes, container
+    )
 
 
 def _processes_again(sandbox: SandboxCoordinator, container: Container, ready: Ready) -> None:

@@ -8,22 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from turnkeep.config import ProcessSettings
-from turnkeep.errors import CriuFailed, TurnkeepError, Unsupported
+from turnkeep.errors import CaptureFailed, CriuFailed, SandboxGone, TurnkeepError, Unsupported
 from turnkeep.model import ProcessLine, ProcessTree
 from turnkeep.process.criu import find_criu
+from turnkeep.process.findings import Findings, Kind, Tie
 from turnkeep.process.launch import Launcher, Place
+from turnkeep.process.observe import observe
 from turnkeep.process.sandboxed import Dumped, Images, InSandbox, Waiting
-from turnkeep.process.table import INIT, Row, Table, Tree, read_table
-from turnkeep.process.ties import FILE, ties_of
+from turnkeep.process.sharing import examine
+from turnkeep.process.table import Row, may_trace, read_table
+from turnkeep.process.trees import Forest, Tree, TreeKind, partition
 
 IN_SANDBOX = "in the sandbox"
 NO_CRIU = "CRIU is not there"
+
+NULL = "null"
+"""Stands for a file that leads out of the sandbox: /dev/null."""
+
+INIT_FD = "init:"
+"""Stands for such a file: what the sandbox's init has under a number."""
 
 
 class Sandbox(Protocol):
@@ -108,13 +117,13 @@ class Processes:
         if self._engine is None:
             yield []
             return
-        table = read_table(sandbox.pids(), sandbox.init_pid)
+        pids = sandbox.pids()
         with contextlib.ExitStack() as stack:
             started: list[Waiting] = []
-            if not table.may_trace:
+            if not may_trace(pids):
                 place = stack.enter_context(_place(sandbox))
-                with contextlib.suppress(CriuFailed):
-                    for _ in table.trees(is_stateful):
+                with contextlib.suppress(CriuFailed, SandboxGone, OverflowError):
+                    for _ in _forest(sandbox, is_stateful).to_dump:
                         started.append(stack.enter_context(self._engine.waiting(place)))
             yield started
 
@@ -123,43 +132,40 @@ class Processes:
 
         What cannot be dumped is named in the result; nothing is raised for it.
         The caller closes the result.
+
+        Raises:
+            SandboxGone: its init has ended.
+            CaptureFailed: `exec_sessions = "fail"`, and a client of `docker exec` waits.
         """
-        table = read_table(sandbox.pids(), sandbox.init_pid)
-        trees = table.trees(is_stateful)
         result = Dump(criu=self.criu)
-        if self._engine is None:
-            if trees:
-                listed = ", ".join(f"{row.pid} {row.name}" for tree in trees for row in tree.stateful[:10])
-                result.missing.append(f"{self.degraded} ({listed})")
+        try:
+            forest = _forest(sandbox, is_stateful)
+        except OverflowError as error:
+            result.missing.append(f"processes: {error}")
             return result
-        spare = list(started)
-        with _place(sandbox) as place:
-            for tree in trees:
-                try:
-                    result.trees.append(self._dump_tree(place, table, tree, spare))
-                except CriuFailed as error:
-                    names = ", ".join(f"{row.pid} {row.name}" for row in tree.stateful[:10])
-                    result.missing.append(f"processes {names}: {error.message}")
-                except BaseException:
-                    result.close()
-                    raise
+        result.missing += [f"{each}: it is being started" for each in forest.starting]
+        if self._engine is None:
+            result.missing += [f"{self.degraded} ({_names(tree)})" for tree in forest.to_dump]
+            return result
+        findings = examine(forest.trees, sandbox.init_pid)
+        try:
+            with _place(sandbox) as place:
+                work = _Work(self._engine, self._settings, place, sandbox, findings, list(started))
+                for tree in forest.to_dump:
+                    try:
+                        result.trees.append(work.dump(tree))
+                    except CriuFailed as error:
+                        result.missing.append(f"processes {_names(tree)}: {error.message}")
+        except BaseException:
+            result.close()
+            raise
         return result
 
-    def _dump_tree(self, place: Place, table: Table, tree: Tree, spare: list[Waiting]) -> TreeDump:
-        assert self._engine is not None
-        if tree.kind == INIT and tree.root_is_stateful:
-            raise CriuFailed(
-                "the container's own process holds state, which only a dump of the whole container takes"
-            )
-        if table.reasons:
-            raise CriuFailed("; ".join(table.reasons))
-        replaced, notes = ties_of(tree, table)
-        close = not self._settings.keep_connections
-        with contextlib.ExitStack() as stack:
-            waiting = spare.pop() if spare else stack.enter_context(self._engine.waiting(place))
-            external = [name for name in replaced if name.startswith(FILE)]
-            dumped = self._engine.dump(waiting, tree.root.pid, external=external, tcp_close=close)
-        return TreeDump(_record(tree, dumped, replaced, notes), dumped.images)
+    def attached(self, sandbox: Sandbox, is_stateful: Callable[[int], bool]) -> bool:
+        """Whether a client of `docker exec` waits for a process: its standard streams lead outside."""
+        forest = _forest(sandbox, is_stateful)
+        findings = examine(forest.trees, sandbox.init_pid)
+        return any(_is_attached(tree, findings) for tree in forest.to_dump)
 
     @property
     def engine(self) -> InSandbox:
@@ -173,20 +179,126 @@ class Processes:
         return self._engine
 
 
-def _record(tree: Tree, dumped: Dumped, replaced: dict[str, str], notes: list[str]) -> ProcessTree:
-    return ProcessTree(
-        kind=tree.kind,
-        root=tree.root.pid,
-        images="",
-        processes=tuple(_line(row) for row in tree.rows if row.pid not in tree.skipped),
-        skipped=tuple(sorted(tree.skipped)),
-        replaced=replaced,
-        notes=tuple(notes),
-        stopped_ns=dumped.stats.frozen_us * 1000,
+class _Work:
+    """The dumps of one sandbox inside one freeze."""
+
+    def __init__(
+        self,
+        engine: InSandbox,
+        settings: ProcessSettings,
+        place: Place,
+        sandbox: Sandbox,
+        findings: Findings,
+        spare: list[Waiting],
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._place = place
+        self._sandbox = sandbox
+        self._findings = findings
+        self._spare = spare
+
+    def dump(self, tree: Tree) -> TreeDump:
+        """Dump one tree.
+
+        Raises:
+            CriuFailed: it cannot be dumped, or is not to be.
+            CaptureFailed: see `Processes.dump`.
+        """
+        self._refuse(tree)
+        ties = self._findings.ties_of(tree.root_pid)
+        replaced = {tie.inherit: _stand_in(tie) for tie in ties}
+        external = [tie.external for tie in ties if tie.external]
+        close = not self._settings.keep_connections
+        with contextlib.ExitStack() as stack:
+            if self._spare:
+                waiting = self._spare.pop()
+            else:
+                waiting = stack.enter_context(self._engine.waiting(self._place))
+            dumped = self._engine.dump(waiting, tree.inner_root_pid, external=external, tcp_close=close)
+        try:
+            return TreeDump(self._record(tree, dumped, replaced), dumped.images)
+        except BaseException:
+            dumped.images.close()
+            raise
+
+    def _refuse(self, tree: Tree) -> None:
+        if tree.kind is TreeKind.INIT and tree.root_pid in tree.stateful:
+            raise CriuFailed(
+                "the container's own process holds state: only a dump of the whole container takes it"
+            )
+        blocking = self._findings.blocking_in_sandbox({tree.root_pid})
+        problems = [*tree.problems, *(finding.what for finding in blocking)]
+        if problems:
+            raise CriuFailed("; ".join(dict.fromkeys(problems)))
+        if not _is_attached(tree, self._findings):
+            return
+        if self._settings.exec_sessions == "fail":
+            raise CaptureFailed(
+                f"a client of docker exec waits for {_names(tree)}",
+                hint='process.exec_sessions = "fail" is set; end the turn when the command has ended',
+            )
+        if self._settings.exec_sessions == "record":
+            raise CriuFailed("a client of docker exec waits for them, and process.exec_sessions = record")
+
+    def _record(self, tree: Tree, dumped: Dumped, replaced: Mapping[str, str]) -> ProcessTree:
+        rows = {row.host: row for row in read_table(tree.pids, self._sandbox.init_pid).rows}
+        skipped = [rows[pid].pid for pid in _reproducible(tree) if pid in rows]
+        notes = []
+        if closed := sum(value == NULL for name, value in replaced.items() if name.startswith("pipe")):
+            notes.append(f"{closed} pipes lead out of the sandbox; after a restore /dev/null stands for them")
+        cut = [
+            finding.what for finding in self._findings.of(Kind.CONNECTION) if tree.root_pid in finding.trees
+        ]
+        if not self._settings.keep_connections:
+            notes += [f"{what}; it is reset at a restore" for what in cut]
+        return ProcessTree(
+            kind=tree.kind,
+            root=tree.inner_root_pid,
+            images="",
+            processes=tuple(_line(row) for row in rows.values() if row.pid not in skipped),
+            skipped=tuple(sorted(skipped)),
+            replaced=replaced,
+            notes=tuple(notes),
+            stopped_ns=dumped.stats.frozen_us * 1000,
+        )
+
+
+def _forest(sandbox: Sandbox, is_stateful: Callable[[int], bool]) -> Forest:
+    return partition(sandbox.pids(), sandbox.init_pid, lambda pid: not is_stateful(pid))
+
+
+def _reproducible(tree: Tree) -> list[int]:
+    """Return who need not come back: they are there again when the container starts."""
+    parents = {process.parent for process in tree.processes}
+    return [
+        each.pid
+        for each in tree.processes[1:]
+        if not each.dead and each.pid not in tree.stateful and each.pid not in parents
+    ]
+
+
+def _is_attached(tree: Tree, findings: Findings) -> bool:
+    return tree.kind is TreeKind.EXEC and any(
+        not tie.null and tie.init_fd is None for tie in findings.ties_of(tree.root_pid)
     )
 
 
+def _stand_in(tie: Tie) -> str:
+    if tie.init_fd is not None:
+        return f"{INIT_FD}{tie.init_fd}"
+    if tie.null or tie.kind is Kind.PIPE:
+        return NULL
+    raise CriuFailed(tie.what)
+
+
+def _names(tree: Tree, limit: int = 10) -> str:
+    named = [f"{each.inner[-1]} {each.name}" for each in tree.processes if each.pid in tree.stateful]
+    return ", ".join(named[:limit]) + (", …" if len(named) > limit else "")
+
+
 def _line(row: Row) -> ProcessLine:
+    seen = {} if row.zombie else observe(row.host).to_json()
     return ProcessLine(
         pid=row.pid,
         parent=row.parent,
@@ -195,7 +307,7 @@ def _line(row: Row) -> ProcessLine:
         name=row.name,
         threads=row.threads,
         zombie=row.zombie,
-        confinement=row.confinement,
+        confinement=seen,
     )
 
 

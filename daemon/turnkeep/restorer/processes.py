@@ -6,11 +6,14 @@ import contextlib
 import os
 import select
 import signal
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from turnkeep_store.beneath import open_beneath
+from turnkeep_store.errors import StoreError
 from turnkeep_store.ids import TreeId
 from turnkeep_store.repository import Repository
 
@@ -18,14 +21,20 @@ from turnkeep.checkpointer.images import boot_id
 from turnkeep.errors import InternalError, InvalidRequest, RestoreFailed
 from turnkeep.model import ProcessImage, ProcessLine, ProcessTree
 from turnkeep.process import archive
-from turnkeep.process.engine import Processes
+from turnkeep.process.allowance import allowance_from
+from turnkeep.process.confinement import Confinement, compare
+from turnkeep.process.engine import INIT_FD, Processes
+from turnkeep.process.images import open_images
 from turnkeep.process.keeper import renumber_root
 from turnkeep.process.launch import Place
+from turnkeep.process.observe import observe, outside
 from turnkeep.process.reaper import reap
 from turnkeep.process.sandboxed import Images
-from turnkeep.process.table import INIT, Row, Table, read_table
-from turnkeep.process.ties import INIT_FD
+from turnkeep.process.table import Row, Table, read_table
+from turnkeep.process.trees import TreeKind, partition
+from turnkeep.process.vet import vet
 from turnkeep.runtime.container import Container
+from turnkeep.runtime.places import open_root
 
 _CLOCKS = "timens-0.img"
 _KEEPERS = 64
@@ -45,15 +54,35 @@ class ReadyTree:
 
     record: ProcessTree
     images: Images
-    keeper: int = 0
+    keeper: int
+    confinement: Mapping[int, Confinement]
 
 
 @dataclass(slots=True)
 class Ready:
-    """All trees of a checkpoint, loaded and checked, before anything is changed."""
+    """All trees of a checkpoint, loaded, before anything is changed."""
 
     trees: list[ReadyTree] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    vetted: bool = False
+
+    def vet(self, container: Container) -> None:
+        """Check that the images ask for nothing that the container does not give.
+
+        Raises:
+            BadImages: they are malformed.
+            ImagesRefused: they ask for more.
+        """
+        if self.vetted or not self.trees:
+            return
+        init = observe(container.init_pid)
+        for tree in self.trees:
+            more = {
+                "processes": tree.confinement,
+                "external": frozenset(map(str.encode, tree.record.replaced)),
+            }
+            vet(open_images(tree.images.folder), allowance_from(container.bundle(), init, **more))
+        self.vetted = True
 
     def close(self) -> None:
         """Let go of the images."""
@@ -61,11 +90,17 @@ class Ready:
             tree.images.close()
 
 
-def load_images(repository: Repository, processes: Processes, image: ProcessImage | None) -> Ready:
-    """Load and check the images of a checkpoint; the caller closes the result.
+def load_images(
+    repository: Repository,
+    processes: Processes,
+    image: ProcessImage | None,
+    container: Container | None = None,
+) -> Ready:
+    """Load the images of a checkpoint, and check them for a container; the caller closes the result.
 
     Raises:
         BadImages, Damaged: they are not what was stored, or not sound.
+        ImagesRefused: they ask for more than the container gives.
         Unsupported: there is no CRIU.
     """
     ready = Ready()
@@ -73,6 +108,8 @@ def load_images(repository: Repository, processes: Processes, image: ProcessImag
         if image is not None:
             for record in image.trees:
                 ready.trees.append(_load(repository, processes, image, record, ready))
+        if container is not None and container.running:
+            ready.vet(container)
     except BaseException:
         ready.close()
         raise
@@ -85,21 +122,25 @@ def _load(
     images = processes.engine.new_images()
     try:
         archive.load(repository, TreeId(bytes.fromhex(record.images)), images)
-        if image.boot_id == boot_id():
+        same_boot = image.boot_id == boot_id()
+        if not same_boot and OTHER_BOOT not in ready.notes:
+            ready.notes.append(OTHER_BOOT)
+        if same_boot:
             # The clocks of this boot went on. With a time namespace of its own CRIU
             # could not dump a process a second time.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(_CLOCKS, dir_fd=images.folder)
-        elif OTHER_BOOT not in ready.notes:
-            ready.notes.append(OTHER_BOOT)
-        tree = ReadyTree(record, images)
-        if record.kind == INIT:
-            tree.keeper, notes = _renumber(record, images)
+        keeper = 0
+        if record.kind == TreeKind.INIT:
+            keeper, notes = _renumber(record, images)
             ready.notes += notes
     except BaseException:
         images.close()
         raise
-    return tree
+    seen = {
+        line.pid: Confinement.from_json(line.confinement) for line in record.processes if line.confinement
+    }
+    return ReadyTree(record, images, keeper, seen)
 
 
 def _renumber(record: ProcessTree, images: Images) -> tuple[int, tuple[str, ...]]:
@@ -126,13 +167,15 @@ def bring_back(ready: Ready, container: Container, processes: Processes) -> list
     """
     if not ready.trees:
         return []
+    ready.vet(container)
+    init = observe(container.init_pid)
     doomed: set[int] = set()
     try:
         with container.holding():
             before = set(container.held_pids())
             try:
                 for tree in ready.trees:
-                    doomed |= _bring_back(tree, container, processes, before)
+                    doomed |= _bring_back(tree, container, processes, before, init)
                 strangers = set(container.pids()) - set(container.held_pids())
                 doomed |= strangers
             except BaseException:
@@ -147,24 +190,26 @@ def bring_back(ready: Ready, container: Container, processes: Processes) -> list
     return [*ready.notes, *(note for tree in ready.trees for note in tree.record.notes)]
 
 
-def _bring_back(tree: ReadyTree, container: Container, processes: Processes, before: set[int]) -> set[int]:
+def _bring_back(
+    tree: ReadyTree, container: Container, processes: Processes, before: set[int], init: Confinement
+) -> set[int]:
     """Restore one tree, and leave it frozen. Returns who is to be killed before it runs: the keeper."""
     keeper: set[int] = set()
 
     def check() -> None:
-        table = read_table(container.pids(), container.init_pid)
-        _compare(tree, table, container)
+        table = read_table(_everyone(container), container.init_pid)
+        _compare(tree, table, container, init)
         restored = {line.pid for line in tree.record.processes} | {tree.keeper}
         keeper.update(row.host for row in table.rows if tree.keeper and row.pid == tree.keeper)
         container.hold_more(row.host for row in table.rows if row.pid in restored and row.host not in before)
 
     with _opened(tree.record, container) as inherit:
-        init = os.pidfd_open(container.init_pid)
+        init_fd = os.pidfd_open(container.init_pid)
         try:
-            place = Place(init=init, join=container.procs_files())
+            place = Place(init=init_fd, join=container.procs_files())
             processes.engine.restore(place, tree.images, check, inherit=inherit)
         finally:
-            os.close(init)
+            os.close(init_fd)
     return keeper
 
 
@@ -178,27 +223,48 @@ def _opened(record: ProcessTree, container: Container) -> Iterator[dict[str, int
                 path = f"/proc/{container.init_pid}/fd/{stand_in.removeprefix(INIT_FD)}"
                 opened[name] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             else:
-                opened[name] = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+                opened[name] = _own_null(container)
         yield opened
     finally:
         for fd in opened.values():
             os.close(fd)
 
 
-def _compare(tree: ReadyTree, table: Table, container: Container) -> None:
+def _own_null(container: Container) -> int:
+    """Open the sandbox's own /dev/null: one of the host's would be something from outside."""
+    root = open_root(container.init_pid)
+    try:
+        fd = open_beneath(root, b"dev/null", os.O_RDWR, cross_mounts=True)
+    except (OSError, StoreError) as error:
+        raise RestoreFailed(
+            f"it has no /dev/null to stand for what leads outside: {error}",
+            object=f"container {container.name}",
+        ) from error
+    finally:
+        os.close(root)
+    status = os.fstat(fd)
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(1, 3):
+        os.close(fd)
+        raise RestoreFailed("its /dev/null is none", object=f"container {container.name}")
+    return fd
+
+
+def _compare(tree: ReadyTree, table: Table, container: Container, init: Confinement) -> None:
     """Compare the processes that are there with those that were captured.
 
     Raises:
         RestoreFailed: they differ.
     """
     there = {row.pid: row for row in table.rows}
-    wrong = []
-    root = tree.record.root if tree.record.kind == INIT else 0
+    wrong: list[str] = []
+    root = tree.record.root if tree.record.kind == TreeKind.INIT else 0
     for line in tree.record.processes:
         if line.pid == root:
             continue
         row = there.get(line.pid)
         wrong += _differences(line, row, root, tree.keeper)
+        if row is not None and line.pid in tree.confinement:
+            wrong += _weaker(tree.confinement[line.pid], row, init, container)
     if wrong:
         raise RestoreFailed(
             f"processes are not as they were captured: {'; '.join(wrong[:_SHOWN])}",
@@ -228,6 +294,22 @@ def _differences(line: ProcessLine, row: Row | None, root: int, keeper: int) -> 
     return [
         f"{name}: its {what} is {found}, not {wanted}" for what, wanted, found in pairs if wanted != found
     ]
+
+
+def _weaker(captured: Confinement, row: Row, init: Confinement, container: Container) -> list[str]:
+    """Return where a restored process is held less than it was, or has what is not the sandbox's."""
+    found = [
+        f"{row.pid} {row.name}: {difference}"
+        for difference in compare(captured, observe(row.host), init=init)
+        if difference.weaker
+    ]
+    return found + [f"{row.pid} {row.name}: has {each}" for each in outside(row.host, container.init_pid)]
+
+
+def _everyone(container: Container) -> list[int]:
+    """Return all processes by their pids on the host, dead ones included, which no cgroup lists."""
+    forest = partition(container.pids(), container.init_pid, lambda pid: False)
+    return [pid for tree in forest.trees for pid in tree.pids]
 
 
 def _kill(pid: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from turnkeep_store.layers import LayerView
 
-from turnkeep.errors import ContainerNotRunning, Unsupported
+from turnkeep.errors import ContainerNotRunning, SandboxGone, Unsupported
 from turnkeep.model import ContainerState, Mount
 from turnkeep.runtime.cgroup import Cgroup, find_cgroup
 from turnkeep.runtime.engine import Engine, state_of
@@ -138,6 +139,28 @@ class Container:
         if place.slot not in self._images:
             self._images[place.slot] = LayerView(place.layers)
         return self._images[place.slot]
+
+    def bundle(self) -> Mapping[str, Any]:
+        """Return the OCI configuration that the runtime made it from (config.json of its bundle).
+
+        The process that the init's parent is, containerd's shim, works in the bundle.
+
+        Raises:
+            SandboxGone: the container is gone.
+            Unsupported: there is no such file.
+        """
+        try:
+            with open(f"/proc/{self.init_pid}/stat", "rb") as file:
+                shim = int(file.read().rpartition(b")")[2].split()[1])
+            with open(f"/proc/{shim}/cwd/config.json", "rb") as file:
+                spec: Mapping[str, Any] = json.load(file)
+        except ProcessLookupError as error:
+            raise SandboxGone("its init process is gone", object=f"container {self.name}") from error
+        except (OSError, ValueError) as error:
+            raise Unsupported(
+                f"its runtime's configuration cannot be read: {error}", object=f"container {self.name}"
+            ) from error
+        return spec
 
     def close(self) -> None:
         """Let go of the image's layers."""
