@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from turnkeep.errors import BadImages
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from turnkeep.errors import BadImages, ImagesRefused
 from turnkeep.process.allowance import CAPABILITY, Allowance, allowance_from
 from turnkeep.process.confinement import RLIMITS, UNLIMITED
 from turnkeep.process.imageformat import criu_pb2 as pb
@@ -17,7 +20,7 @@ from turnkeep.process.keeper import renumber_root
 from turnkeep.process.vet import vet
 
 from tests.process.allowances import SPEC, Edit, allowance_of, change_one, refuse
-from tests.process.dumps import INIT, SLEEP, read, unpack, write
+from tests.process.dumps import INIT, SLEEP, names, read, unpack, write
 
 
 @pytest.fixture
@@ -62,6 +65,31 @@ def test_who_was_not_there_is_refused(folder: Path, allowed: Allowance) -> None:
     assert allowed.processes is not None
     fewer = {pid: each for pid, each in allowed.processes.items() if pid != SLEEP}
     refuse(folder, replace(allowed, processes=fewer), "was not there at the capture")
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_forger_gets_an_answer(folder: Path, allowed: Allowance, data: st.DataObject) -> None:
+    """Whatever byte is another, wherever: refused or allowed, and never a defect."""
+    small = sorted(name for name in names(folder) if not name.startswith("pages-"))
+    path = folder / data.draw(st.sampled_from(small))
+    whole = path.read_bytes()
+    content = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(8, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        with contextlib.suppress(BadImages, ImagesRefused):
+            vet(open_images(str(folder)), allowed)
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("missing", ["pages-1.img", "files.img", "seccomp.img", "tty-info.img", "memfd.img"])
+def test_what_others_refer_to(folder: Path, allowed: Allowance, missing: str) -> None:
+    (folder / missing).unlink()
+    with pytest.raises(ImagesRefused):
+        vet(open_images(str(folder)), allowed)
 
 
 CORE = f"core-{SLEEP}.img"
