@@ -134,6 +134,20 @@ class WaitTimeout(TurnkeepError):
     exit_code = ExitCode.TIMEOUT
 
 
+class ShellEnded(Conflict):
+    """A sandbox's shell is not there any more; `output` is what its last command had printed."""
+
+    reason = "SHELL_ENDED"
+    output: str = ""
+
+
+class ShellTimeout(WaitTimeout):
+    """A command in a sandbox's shell took too long; `output` is what it had printed."""
+
+    reason = "SHELL_TIMEOUT"
+    output: str = ""
+
+
 class TurnFailed(TurnkeepError):
     """The turn that was waited for failed."""
 
