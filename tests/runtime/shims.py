@@ -54,9 +54,10 @@ class Shim:
 
 
 def write_shim(folder: Path, **values: str) -> Path:
-    """Write the shim and its script into a folder, with these settings."""
+    """Write the shim and its scripts into a folder, with these settings."""
     settings = {"python": sys.executable, "carry_out": str(folder / "carry_out.py"), **values}
-    shutil.copy(SHIPPED / "carry_out.py", folder)
+    for name in ("carry_out.py", "at-stage", "put_right.py"):
+        shutil.copy(SHIPPED / name, folder)
     text = (SHIPPED / "turnkeep-runtime").read_text()
     for name, value in settings.items():
         text, found = re.subn(rf"(?m)^{name}=.*$", lambda _: f"{name}={shlex.quote(value)}", text)  # noqa: B023

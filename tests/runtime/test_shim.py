@@ -34,7 +34,7 @@ def create(shim: Shim, globals_: list[str], tmp_path: Path) -> list[str]:
         {"destination": "/sbin/init", "type": "bind", "source": str(source), "options": ["ro"]},
         {"destination": "/proc", "type": "proc", "source": "proc"},
     ]
-    bundle = make_bundle(tmp_path, mounts=mounts, linux={"x": 1})
+    bundle = make_bundle(tmp_path, mounts=mounts, process={}, linux={"namespaces": []})
     orders.place(shim.orders, ID, make_images(tmp_path), tmp_path / "work")
     return [*globals_, "create", "--bundle", str(bundle), "--pid-file", str(bundle / "pid"), ID]
 
@@ -84,7 +84,7 @@ def test_an_order_turns_create_into_restore(shim: Shim, create: list[str], tmp_p
     assert shim.told_path() == f"{tmp_path}/criu:/usr/bin:/bin"
     config = json.loads((tmp_path / "bundle" / "config.json").read_text())
     assert [mount["source"] for mount in config["mounts"]] == [str(Path("/bin/true").resolve()), "proc"]
-    assert config["linux"] == {"x": 1}
+    assert config["linux"] == {"namespaces": []}
     assert [path.name for path in shim.orders.iterdir()] == [f"{ID}.restored"]
 
 
@@ -111,15 +111,16 @@ def test_a_plain_create_forgets_an_earlier_restore(
 def test_a_failure_says_what_criu_said(
     shim: Shim, create: list[str], tmp_path: Path, log_format: str
 ) -> None:
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / carry_out.LOG).write_text(
+    (tmp_path / "criu.log").write_text(
         "(00.01) Error (criu/util.c:1): rlimit: Can't setup RLIMIT_NOFILE for self\n"
         "(00.02) 5: fine\n"
         "(00.03) 5: Error (criu/files.c:2): the file is gone\n"
         "(00.04) Error (criu/cr-restore.c:3): Restoring FAILED.\n"
     )
+    (tmp_path / "runc").write_text(
+        f"#!/bin/sh\ncp {tmp_path}/criu.log {tmp_path}/work/{carry_out.LOG}\nexit 1\n"
+    )
     create[create.index("json")] = log_format
-    shim.fail()
     assert shim.run(*create).returncode == 1
     last = (tmp_path / "log.json").read_text().splitlines()[-1]
     said = json.loads(last)["msg"] if log_format == "json" else last
@@ -171,7 +172,9 @@ def test_options_reach_runc_and_criu(shim: Shim, create: list[str], tmp_path: Pa
     told = shim.told()
     assert told is not None
     assert told[-5:] == ["--no-pivot", "--console-socket", "/c", "--tcp-established", ID]
-    assert (tmp_path / "conf").read_text() == "manage-cgroups=ignore\n"
+    assert (tmp_path / "conf").read_text() == (
+        f'manage-cgroups=ignore\naction-script "{tmp_path}/at-stage"\n'
+    )
     config = json.loads((tmp_path / "bundle" / "config.json").read_text())
     assert config["annotations"] == {"org.criu.config": f"{shim.orders}/{ID}.criu"}
 
@@ -187,6 +190,17 @@ def test_an_order_that_makes_no_sense_fails(shim: Shim, create: list[str], chang
     assert shim.run(*create).returncode == 1
     assert shim.told() is None
     assert list(shim.orders.iterdir()) == []
+
+
+def test_a_cgroup_namespace_is_not_given_up(shim: Shim, create: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "bundle" / "config.json"
+    config = {"process": {}, "linux": {"namespaces": [{"type": "cgroup"}]}}
+    path.write_text(json.dumps(config))
+    options = orders.RestoreOptions(manage_cgroups=orders.ManageCgroups.IGNORE)
+    orders.place(shim.orders, ID, tmp_path / "images", tmp_path / "work", options)
+    assert shim.run(*create).returncode == 1
+    assert shim.told() is None
+    assert "cgroup namespace" in (tmp_path / "log.json").read_text()
 
 
 def test_images_that_others_can_write_are_refused(shim: Shim, create: list[str], tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 NAME = "turnkeep.service"
 INSTALLED = Path("/etc/systemd/system") / NAME
 _HOST_RUNS_SYSTEMD = Path("/run/systemd/system")
+_HINT = "start the daemon with: turnkeep serve"
 
 NoUnit = Annotated[bool, typer.Option("--no-unit", help="Leave the systemd unit alone.")]
 NoRuntime = Annotated[bool, typer.Option("--no-runtime", help="Leave the OCI runtime alone.")]
@@ -61,7 +62,7 @@ def install(
             _say(run, registration.register(engine, host, settings))
         finally:
             engine.close()
-    if not no_unit and _has_systemd(run, runtime_too=not no_runtime):
+    if not no_unit and _has_systemd(run, None if no_runtime else f"no unit was installed; {_HINT}"):
         _install_unit(run)
 
 
@@ -86,7 +87,7 @@ def uninstall(
             _say(run, registration.unregister(engine, host, settings, force=force))
         finally:
             engine.close()
-    if not no_unit and _has_systemd(run, runtime_too=not no_runtime):
+    if not no_unit and _has_systemd(run, None if no_runtime else "there is no unit to remove"):
         _uninstall_unit(run)
 
 
@@ -109,13 +110,13 @@ def _engine() -> tuple[RuntimeEngine, str]:
     return RuntimeEngine(host), host
 
 
-def _has_systemd(run: Run, *, runtime_too: bool) -> bool:
+def _has_systemd(run: Run, otherwise: str | None) -> bool:
+    """Whether there is a systemd. If not, say what that means, or refuse where nothing else was done."""
     if _HOST_RUNS_SYSTEMD.is_dir():
         return True
-    hint = "start the daemon with: turnkeep serve"
-    if not runtime_too:
-        raise Unsupported("this host does not run systemd", hint=hint)
-    _say(run, [f"this host does not run systemd, so there is no unit; {hint}"])
+    if otherwise is None:
+        raise Unsupported("this host does not run systemd", hint=_HINT)
+    _say(run, [f"this host does not run systemd: {otherwise}"])
     return False
 
 

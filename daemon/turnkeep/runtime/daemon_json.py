@@ -116,8 +116,8 @@ def require_free(found: DaemonJson, name: str, entry: Mapping[str, Any]) -> None
 def remove_runtime(path: Path, name: str, entry: Mapping[str, Any]) -> bool:
     """Remove our runtime from the file; return whether that changed it.
 
-    A `runtimes` that is empty then goes, and the file, too, if we made it. If
-    nobody else changed the file, it is what it was before, to the byte.
+    What is left of the file may hold an empty `runtimes`: engines overlook that
+    one is gone as long as they do not read that there are none. `tidy` removes it.
 
     Raises:
         Conflict: the entry is not ours; the file is untouched.
@@ -127,30 +127,47 @@ def remove_runtime(path: Path, name: str, entry: Mapping[str, Any]) -> bool:
     require_free(found, name, entry)
     if found.runtime(name) is None:
         return False
-    text, wanted = without_member(found.text, (_KEY,), name), dict(found.values)
-    wanted[_KEY] = {key: value for key, value in found.values[_KEY].items() if key != name}
-    if not wanted[_KEY]:
+    text = without_member(found.text, (_KEY,), name)
+    kept = {key: value for key, value in found.values[_KEY].items() if key != name}
+    _check(text, {**found.values, _KEY: kept})
+    replace_file(found.path, text.encode(), expected=found.content)
+    return True
+
+
+def tidy(path: Path) -> None:
+    """Remove what is left of us: an empty `runtimes`, the copy, the file itself if we made it.
+
+    If nobody else changed the file, it is what it was before us, to the byte.
+
+    Raises:
+        InvalidRequest: the file is damaged; it is untouched.
+    """
+    found = read_daemon_json(path)
+    text, wanted = found.text, dict(found.values)
+    if wanted.get(_KEY) == {}:
         text = without_member(text, (), _KEY)
         del wanted[_KEY]
     _check(text, wanted)
     before = read_file(found.backup)
     if before is None and not wanted:
         remove_file(found.path)
-        return True
+        return
     as_before = _as_before(before, wanted)
     content = text.encode() if as_before is None else as_before
-    replace_file(found.path, content, expected=found.content)
+    if content != found.content:
+        replace_file(found.path, content, expected=found.content)
     remove_file(found.backup)
-    return True
 
 
 def _as_before(before: bytes | None, wanted: Mapping[str, Any]) -> bytes | None:
-    """Return what was there before us, if it says what is wanted now."""
+    """Return what was there before us, if it says what is wanted now; an empty `runtimes` is none."""
     try:
-        same = before is not None and (json.loads(before) if before.strip() else {}) == wanted
+        values = json.loads(before) if before and before.strip() else {}
     except ValueError:
         return None
-    return before if same else None
+    if isinstance(values, dict) and values.get(_KEY) == {}:
+        del values[_KEY]
+    return before if values == wanted else None
 
 
 def _check(text: str, wanted: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from turnkeep.errors import Conflict, EngineUnavailable, InvalidRequest, TurnkeepError, Unsupported
 from turnkeep.runtime import daemon_json, orders, shim
-from turnkeep.runtime.daemon_json import add_runtime, read_daemon_json, remove_runtime, require_free
+from turnkeep.runtime.daemon_json import add_runtime, read_daemon_json, remove_runtime, require_free, tidy
 from turnkeep.runtime.dockerd import Dockerd, find_dockerd, reload
 from turnkeep.runtime.engine import Engine
 from turnkeep.runtime.replace import read_file, remove_file, replace_file
@@ -30,6 +30,8 @@ NAME = "turnkeep"
 FOLDER = Path("/usr/local/lib/turnkeep")
 CRIU_BIN = Path("/opt/turnkeep/criu/bin")
 _PROGRAM, _SCRIPT = "turnkeep-runtime", "carry_out.py"
+_FILES = {_PROGRAM: 0o755, _SCRIPT: 0o644, "at-stage": 0o755, "put_right.py": 0o644}
+"""What is installed, in the order in which it is removed: what leads to others goes first."""
 _RELOAD_S = 20.0
 
 
@@ -98,6 +100,7 @@ def register(engine: RuntimeEngine, host: str, settings: Settings) -> list[str]:
     except BaseException:
         if added:
             remove_runtime(path, NAME, settings.entry)
+            tidy(path)
         raise
     return said or [f"the engine knows the runtime {NAME!r}; nothing to do"]
 
@@ -124,7 +127,7 @@ def unregister(engine: RuntimeEngine, host: str, settings: Settings, *, force: b
 
     Raises:
         Conflict: containers use it, or the entry of this name is not ours.
-        EngineUnavailable: who uses it cannot be found out, or the engine keeps it.
+        EngineUnavailable: who uses it cannot be found out.
     """
     dockerd = find_dockerd(host)
     path = _config_file(settings, dockerd)
@@ -138,19 +141,22 @@ def unregister(engine: RuntimeEngine, host: str, settings: Settings, *, force: b
     said = []
     if remove_runtime(path, NAME, settings.entry):
         said.append(f"removed the runtime {NAME!r} from {path}")
-    if dockerd is not None and _knows(engine, settings):
-        if not reload(dockerd, lambda: not _knows(engine, settings), _RELOAD_S):
-            raise EngineUnavailable(
-                f"the engine still knows the runtime {NAME!r}",
-                object=f"dockerd, pid {dockerd.pid}",
-                hint="is it told of it by --add-runtime? Its log says more (journalctl -u docker)",
-            )
-        said.append("the engine does not know it any more")
+        said += _make_forgotten(engine, dockerd, settings)
+        tidy(path)
     if users:
         return [*said, f"{settings.program} stays, for {', '.join(users)}"]
     if _remove_shim(settings):
         said.append(f"removed {settings.program}")
     return said or [f"the runtime {NAME!r} is not installed; nothing to do"]
+
+
+def _make_forgotten(engine: RuntimeEngine, dockerd: Dockerd | None, settings: Settings) -> list[str]:
+    if dockerd is None or not _knows(engine, settings):
+        return []
+    if reload(dockerd, lambda: not _knows(engine, settings), _RELOAD_S):
+        return ["the engine does not know it any more"]
+    # Nothing depends on it: without the entry it is gone after the next start.
+    return ["the engine will forget it when it starts the next time"]
 
 
 def _config_file(settings: Settings, dockerd: Dockerd | None) -> Path:
@@ -191,7 +197,7 @@ def _knows(engine: RuntimeEngine, settings: Settings) -> bool:
 
 
 def _write_shim(settings: Settings, dockerd: Dockerd | None) -> bool:
-    """Write the shim and its script where they differ from what is there; return whether they did."""
+    """Write the shim and its scripts where they differ from what is there; return whether they did."""
     source = Path(shim.__file__).parent
     runc = _find_runc(dockerd)
     values = {
@@ -202,14 +208,13 @@ def _write_shim(settings: Settings, dockerd: Dockerd | None) -> bool:
         "carry_out": str(settings.folder / _SCRIPT),
         "exec_waits": "yes" if _can_ignore_pauses(runc) else "",
     }
-    text = fill_in((source / _PROGRAM).read_text(), values)
-    script = (source / _SCRIPT).read_bytes()
-    # The script first: the shim must never lead to none.
-    changed = [
-        _write(settings.folder / _SCRIPT, script, 0o644),
-        _write(settings.program, text.encode(), 0o755),
-    ]
-    return any(changed)
+    changed = False
+    for name, mode in reversed(_FILES.items()):
+        content = (source / name).read_bytes()
+        if name == _PROGRAM:
+            content = fill_in(content.decode(), values).encode()
+        changed |= _write(settings.folder / name, content, mode)
+    return changed
 
 
 def fill_in(text: str, values: Mapping[str, str]) -> str:
@@ -231,7 +236,7 @@ def _write(path: Path, content: bytes, mode: int) -> bool:
 
 
 def _remove_shim(settings: Settings) -> bool:
-    paths = [path for path in (settings.program, settings.folder / _SCRIPT) if path.exists()]
+    paths = [path for path in (settings.folder / name for name in _FILES) if path.exists()]
     for path in paths:
         remove_file(path)
     if settings.folder.is_dir() and not any(settings.folder.iterdir()):
@@ -255,9 +260,8 @@ def _can_ignore_pauses(runc: str) -> bool:
 
 def _python() -> str:
     """Return an interpreter that outlives this virtual environment, for the restore path."""
-    candidates = [os.path.realpath(sys.executable), "/usr/bin/python3"]
-    for candidate in candidates:
-        command = [candidate, "-I", "-S", "-c", "import json, ctypes"]
+    for candidate in ("/usr/bin/python3", os.path.realpath(sys.executable)):
+        command = [candidate, "-I", "-S", "-c", "import sys; sys.exit(sys.version_info < (3, 10))"]
         if os.path.exists(candidate) and not subprocess.run(command, check=False).returncode:
             return candidate
     raise TurnkeepError("no Python starts without its virtual environment", hint="install python3")

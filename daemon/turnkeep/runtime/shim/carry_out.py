@@ -33,7 +33,8 @@ from typing import Any, NoReturn
 
 VERSION = 1
 TAKEN, RESTORED, CRIU_CONFIG = ".taken", ".restored", ".criu"
-LOG = "restore.log"
+LOG, REASON = "restore.log", "refused"
+STAGE_SCRIPT = "at-stage"
 
 _MAX_ORDER_BYTES = 64 * 1024
 _GLOBAL_VALUES = frozenset({"--root", "--log", "--log-format", "--criu", "--rootless"})
@@ -188,6 +189,7 @@ def _prepare_bundle(call: Call, order: Mapping[str, Any], criu_config: Path) -> 
     options = order["options"]
     path = call.bundle / "config.json"
     config = json.loads(path.read_bytes())
+    _take_oom_score(config)
     for mount in config.get("mounts") or ():
         source = mount.get("source", "")
         # Debian's docker-init is a symlink, and CRIU fails at it.
@@ -195,14 +197,25 @@ def _prepare_bundle(call: Call, order: Mapping[str, Any], criu_config: Path) -> 
             mount["source"] = os.path.realpath(source)
     lines = [] if options["tcp"] == "established" else ["tcp-close"]
     if options["manage_cgroups"] not in _CGROUP_MODES:
+        if {"type": "cgroup"} in config["linux"]["namespaces"]:
+            raise Refused("without its cgroups the container would not get its cgroup namespace back")
         # runc learned to say this only in version 1.2.
         lines.append(f"manage-cgroups={options['manage_cgroups']}")
+    lines.append(f'action-script "{Path(__file__).with_name(STAGE_SCRIPT)}"')
     criu_config.write_text("".join(f"{line}\n" for line in lines))
     # runc looks for it here. It also keeps /etc/criu/runc.conf out of this.
     config.setdefault("annotations", {})["org.criu.config"] = str(criu_config)
     new = path.with_name("config.json.turnkeep")
     new.write_text(json.dumps(config))
     os.replace(new, path)  # noqa: TID251  # the engine writes the bundle anew at each start
+
+
+def _take_oom_score(config: Mapping[str, Any]) -> None:
+    """Take on the container's score: CRIU leaves it as inherited where it was 0."""
+    score = config["process"].get("oomScoreAdj", 0)
+    # Only root without CAP_SYS_RESOURCE may not lower it.
+    with contextlib.suppress(PermissionError):
+        Path("/proc/self/oom_score_adj").write_text(str(score))
 
 
 def _is_bind(mount: Mapping[str, Any]) -> bool:
@@ -233,10 +246,19 @@ def _restore(runc: str, call: Call, order: Mapping[str, Any]) -> None:
     """Have runc restore it. Its standard streams are the container's, as in `create`."""
     work = Path(order["work_path"])
     work.mkdir(mode=0o700, exist_ok=True)
+    for name in (LOG, REASON):
+        (work / name).unlink(missing_ok=True)
     if "--no-new-keyring" not in call.options:
         _leave_keyring(call.container_id)
     limit_s = float(order["options"]["limit_s"])
-    process = subprocess.Popen([runc, *restore_words(call, order)], start_new_session=True)
+    settings = {
+        "TURNKEEP_PYTHON": sys.executable,
+        "TURNKEEP_BUNDLE": str(call.bundle.absolute()),
+        "TURNKEEP_REASON": str(work / REASON),
+    }
+    process = subprocess.Popen(
+        [runc, *restore_words(call, order)], env={**os.environ, **settings}, start_new_session=True
+    )
     try:
         status = process.wait(limit_s)
     except subprocess.TimeoutExpired:
@@ -245,8 +267,18 @@ def _restore(runc: str, call: Call, order: Mapping[str, Any]) -> None:
             process.wait(_KILL_WAIT_S)
         raise Refused(f"CRIU did not finish within {limit_s:g} s; its log: {work / LOG}") from None
     if status:
-        lines = log_lines(work / LOG) or [_last_error(call) or f"runc restore ended with {status}"]
+        lines = (
+            _refusal(work)
+            or log_lines(work / LOG)
+            or [_last_error(call) or f"runc restore ended with {status}"]
+        )
         raise Refused(f"{'; '.join(lines)} (all of it: {work / LOG})")
+
+
+def _refusal(work: Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        return [(work / REASON).read_text()]
+    return []
 
 
 def _leave_keyring(container_id: str) -> None:
