@@ -71,7 +71,7 @@ def allowance_of(images: Images) -> Allowance:
     """Return what Docker gives by default, with these processes as they were seen."""
     live = [task for task in images.tasks() if task.state is not TaskState.DEAD]
     processes = {task.pid: _confinement(images, task.pid, task.threads) for task in live}
-    return allowance_from(SPEC, processes[INIT], processes=processes)
+    return allowance_from(SPEC, processes[INIT], processes=processes, machine=1)
 
 
 def refuse(folder: Path, allowed: Allowance, what: str) -> None:

@@ -147,6 +147,8 @@ THREAD: list[tuple[str, Edit]] = [
     ("signal of 4 bytes", lambda core: core.thread_core.signals_p.signals.add(siginfo=b"evil")),
     ("signal of 4 bytes", lambda core: core.tc.signals_s.signals.add(siginfo=b"evil")),
     ("machine", lambda core: setattr(core, "mtype", 5)),
+    ("registers", lambda core: core.ClearField("thread_info_x86")),
+    ("registers", lambda core: setattr(core, "thread_info_aarch64", b"")),
     ("old format", lambda core: core.ids.CopyFrom(pb.KernelIds(vm_id=1, files_id=1, fs_id=1, sighand_id=1))),
     ("old format", lambda core: setattr(core.tc, "old_seccomp_mode", 0)),
     ("long name", lambda core: setattr(core.tc, "comm", b"x" * 16)),

@@ -277,6 +277,8 @@ OTHERS: list[tuple[str, str, Edit]] = [
     ("no device", "ghost-file-1.img", lambda ghost: setattr(ghost, "mode", stat.S_IFBLK | 0o666)),
     ("nobody has it", "remap-fpath.img", lambda remap: setattr(remap, "orig_id", 9999)),
     ("no content", "remap-fpath.img", lambda remap: setattr(remap, "remap_id", 9999)),
+    ("that CRIU made", "remap-fpath.img", lambda remap: setattr(remap, "remap_type", 0)),
+    ("number 65536", "tty-info.img", lambda terminal: setattr(terminal.pty, "index", 65536)),
     ("remap 3", "remap-fpath.img", lambda remap: setattr(remap, "remap_type", 3)),
     ("kind 32", "filelocks.img", lambda lock: setattr(lock, "flag", 32)),
     ("type 2", "tty-info.img", lambda terminal: setattr(terminal, "type", 2)),
@@ -294,6 +296,20 @@ OTHERS: list[tuple[str, str, Edit]] = [
 def test_what_stands_for_files(folder: Path, allowed: Allowance, what: str, name: str, edit: Edit) -> None:
     change_one(folder, name, edit)
     refuse(folder, allowed, what)
+
+
+def test_names_that_criu_made_are_allowed(folder: Path, allowed: Allowance) -> None:
+    """With --link-remap: it removes them when the file is open again."""
+    change_one(folder, "files.img", _reg(name=b"/tmp/link_remap.7"), _FILE)
+    number = next(file.id for file in read(folder, "files.img") if file.reg.name == b"/tmp/link_remap.7")
+
+    def link(remap: pb.Remap) -> None:
+        remap.remap_type, remap.remap_id = 0, number
+
+    change_one(folder, "remap-fpath.img", link)
+    vet(open_images(str(folder)), allowed)
+    change_one(folder, "files.img", _reg(name=b"/etc/passwd"), _named(b"/tmp/link_remap.7"))
+    refuse(folder, allowed, "that CRIU made")
 
 
 def test_no_properties_of_control_groups(folder: Path, allowed: Allowance) -> None:

@@ -41,7 +41,8 @@ Control groups
     properties in case it is not.
 
 What this cannot see: where a path of the sandbox leads when it is opened (a symbolic
-link may have been put there; `observe.outside` looks afterwards); whether a seccomp
+link may have been put there; `observe.outside` looks afterwards); whether a process
+had those of the sandbox's files open that it says, and for writing; whether a seccomp
 filter forbids what the container's does (the kernel has it as the runtime compiled
 it, differently for each `docker exec`; CRIU reads it from the kernel, and the store's
 digests keep it); and what memory holds, which is the sandbox's own affair.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 from turnkeep.process.allowance import Allowance, profile, require, shown
 from turnkeep.process.confinement import Credentials
@@ -18,6 +19,11 @@ _SETS = {
     "ambient": "cap_amb",
 }
 _WORDS_OF_A_SET = 2
+_REGISTERS: Mapping[int, Literal["thread_info_x86", "thread_info_aarch64"]] = {
+    1: "thread_info_x86",
+    3: "thread_info_aarch64",
+}
+"""Where the registers are, by the machine that they are of."""
 _NO_SECCOMP, _STRICT, _FILTERS = 0, 1, 2
 _RANK = {_NO_SECCOMP: 0, _FILTERS: 1, _STRICT: 2}
 _FOR_ALL_THREADS = 1
@@ -37,6 +43,7 @@ def vet_threads(images: Images, allowed: Allowance) -> None:
             where = name_of(task) if number == task.pid else f"{name_of(task)}, thread {number}"
             require(core is not None, where, "no image of its state", "one")
             assert core is not None
+            _vet_registers(where, core, allowed)
             thread = core.thread_core
             require(thread.HasField("creds"), where, "no credentials", "its own")
             had = None if before is None else before.thread(number)
@@ -48,6 +55,12 @@ def vet_threads(images: Images, allowed: Allowance) -> None:
             _vet_seccomp(where, _with_filters(thread, first, images.filters), images.filters, allowed, had)
             _vet_scheduling(where, thread, allowed)
             vet_signals(task, thread.signals_p)
+
+
+def _vet_registers(where: str, core: pb.Core, allowed: Allowance) -> None:
+    require(core.mtype == allowed.machine, where, f"machine {core.mtype}", f"{allowed.machine}")
+    fields = {machine for machine, field in _REGISTERS.items() if core.HasField(field)}
+    require(fields == {core.mtype}, where, f"registers of machines {sorted(fields)}", f"{core.mtype}")
 
 
 def _vet_identity(where: str, creds: pb.Creds, had: Credentials | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -38,6 +39,8 @@ _CLOCKS, _ALARM_CLOCKS = (0, 1, 7), (8, 9)
 _PTY, _EXTERNAL_TTY = 1, 5
 _LINKED, _GHOST, _PROCFS = 0, 1, 2
 _GHOST_TYPES = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFLNK, stat.S_IFSOCK, stat.S_IFDIR)
+_CRIUS_LINK = re.compile(rb"/link_remap\.[0-9]+\Z")
+_MAX_TERMINAL = 65535
 _LOCKS = (1, 2, 1024)
 _SEALS = 0x3F
 
@@ -190,7 +193,10 @@ def _vet_remaps(images: Images, allowed: Allowance) -> None:
             case _ if remap.remap_type == _GHOST:
                 require(remap.remap_id in images.ghosts, where, "no content", "its own")
             case _ if remap.remap_type == _LINKED:
-                require(remap.remap_id in images.files, where, "no other name", "a file of the images")
+                # CRIU removes that name afterwards, as one that it made itself.
+                other = images.files.get(remap.remap_id)
+                own = other is not None and _CRIUS_LINK.search(other.reg.name) is not None
+                require(own, where, f"another name, file {remap.remap_id}", "one that CRIU made")
             case _:
                 known = remap.remap_type == _PROCFS and 1 < remap.remap_id <= allowed.pid_max
                 require(known, where, f"remap {remap.remap_type}", "of a kind that is known")
@@ -207,5 +213,7 @@ def _vet_terminal(terminal: pb.TtyInfo, allowed: Allowance) -> None:
     name = f"tty[{terminal.rdev:x}:{terminal.dev:x}]".encode()
     external = terminal.type == _EXTERNAL_TTY and name in allowed.external
     require(terminal.type == _PTY or external, where, f"type {terminal.type}", "a pseudo terminal")
+    index = terminal.pty.index
+    require(index <= _MAX_TERMINAL, where, f"number {index}", f"up to {_MAX_TERMINAL}")
     for number in (terminal.sid, terminal.pgrp):
         require(number <= allowed.pid_max, where, f"session {number}", f"up to {allowed.pid_max}")

@@ -88,7 +88,6 @@ def vet_processes(images: Images, allowed: Allowance) -> None:
     for task in images.tasks():
         core = images.cores[task.pid]
         where = name_of(task)
-        require(core.mtype == allowed.machine, where, f"machine {core.mtype}", f"{allowed.machine}")
         require(len(core.tc.comm) <= _COMM_BYTES, where, "a long name", f"{_COMM_BYTES} bytes")
         require(not core.HasField("ids"), where, "ids of CRIU's old format", "none")
         old = core.tc.HasField("old_seccomp_mode") or core.tc.HasField("old_seccomp_filter")
