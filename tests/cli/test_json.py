@@ -27,7 +27,7 @@ TURN = keys(
 )
 CHECKPOINT = keys(
     "id sandbox_id parent_id turn name tags created_at_ns digest fidelity decision mounts "
-    "not_captured changed_files changed_bytes stored_bytes origin is_head image"
+    "not_captured changed_files changed_bytes stored_bytes origin is_head image processes"
 )
 SANDBOX = keys(
     "id name container_id image_id container_state attached attached_at_ns last_turn "

@@ -68,14 +68,30 @@ def test_derived_caches_alone_are_skipped_and_kept_with_the_next_capture(tk: Cli
     assert "m.cpython" in box.sh("ls /work/__pycache__")
 
 
-def test_a_process_left_running_is_said_not_to_be_captured(tk: Client, box: Box) -> None:
+def test_without_criu_a_process_left_running_is_said_not_to_be_captured(daemon: Daemon, box: Box) -> None:
+    daemon.stop()
+    daemon.configure("auto_attach = false\n[process]\nenabled = false")
+    daemon.start()
+    with daemon.connect() as tk:
+        assert any("processes are not captured" in each for each in tk.status().degraded)
+        sandbox = tk.attach(box.name)
+        kept = turn(box, sandbox, "nohup sleep 1000 > /dev/null 2>&1 &")
+        checkpoint = sandbox.find_checkpoint(kept.number)
+        assert checkpoint.fidelity is Fidelity.FILES_ONLY
+        assert any("sleep" in line for line in checkpoint.not_captured)
+        assert checkpoint.processes is None or not checkpoint.processes.trees
+        assert any("files only" in note for note in sandbox.restore(turn=kept.number).notes)
+
+
+def test_a_process_left_running_is_captured_once(tk: Client, box: Box) -> None:
     sandbox = tk.attach(box.name)
     started = turn(box, sandbox, "nohup sleep 1000 > /dev/null 2>&1 &")
     assert started.decision is not None
     assert started.decision.turn_class in (TurnClass.PROCESS, TurnClass.FULL)
     checkpoint = sandbox.find_checkpoint(started.number)
-    assert checkpoint.fidelity is Fidelity.FILES_ONLY
-    assert any("sleep" in line for line in checkpoint.not_captured)
+    assert checkpoint.fidelity is Fidelity.COMPLETE
+    assert checkpoint.processes is not None
+    assert [each.name for each in checkpoint.processes.trees[0].processes if each.pid > 7] == ["sleep"]
     asleep = turn(box, sandbox, "true")
     assert asleep.state is TurnState.SKIPPED, "it never ran since"
     died = turn(box, sandbox, "pkill -x sleep -n; true")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from turnkeep_store.blobs import BlobSink
 from turnkeep_store.ids import TreeId
 from turnkeep_store.kinds import BlobKind
 from turnkeep_store.tree import Directory, Entry, NodeType
 from turnkeep_store.writer import BlobWriter
 
-from turnkeep.model import Fidelity, ProcessImage, ProcessTree, TurnNumber
+from turnkeep.model import Fidelity, ProcessImage, TurnNumber
 from turnkeep.process import archive
 from turnkeep.process.engine import IN_SANDBOX, Dump
 
@@ -45,8 +44,11 @@ def commit_images(
     image = earlier if dump is None else _store(writer, dump, turn)
     if image is None or not image.trees:
         return Kept(root=files, files=files, image=image)
-    folders = {_FILES: files, _PROCESSES: _folder(writer, image.trees)}
-    return Kept(root=_directory(writer, folders), files=files, image=image)
+    trees = {
+        str(index).encode(): TreeId(bytes.fromhex(tree.images)) for index, tree in enumerate(image.trees)
+    }
+    root = _directory(writer, {_FILES: files, _PROCESSES: _directory(writer, trees)})
+    return Kept(root=root, files=files, image=image)
 
 
 def fidelity_of(image: ProcessImage | Dump | None, *, stateful: bool) -> Fidelity:
@@ -83,16 +85,16 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _folder(sink: BlobSink, trees: Sequence[ProcessTree]) -> TreeId:
-    return _directory(
-        sink, {str(index).encode(): TreeId(bytes.fromhex(tree.images)) for index, tree in enumerate(trees)}
-    )
-
-
-def _directory(sink: BlobSink, folders: dict[bytes, TreeId]) -> TreeId:
-    """Return a directory that holds these; its digest is nobody's concern."""
+def _directory(writer: BlobWriter, folders: Mapping[bytes, TreeId]) -> TreeId:
+    """Store a directory of directories that are stored already."""
     entries = {
-        name: Entry(name=name, type=NodeType.DIRECTORY, mode=0o700, subtree=tree)
+        name: Entry(
+            name=name,
+            type=NodeType.DIRECTORY,
+            mode=0o700,
+            subtree=tree,
+            digest=writer.read_directory(tree).digest(),
+        )
         for name, tree in folders.items()
     }
-    return TreeId(sink.put(Directory(entries).encode(), BlobKind.TREE))
+    return TreeId(writer.put(Directory(entries).encode(), BlobKind.TREE))

@@ -10,10 +10,12 @@ from turnkeep.cli import printing, targets, words
 from turnkeep.cli.run import JsonFlag, TargetArgument, started
 from turnkeep.client import Checkpoint, Client, Sandbox, TurnInfo
 from turnkeep.client.handles import only
+from turnkeep.client.values import ProcessImage
 from turnkeep.errors import CheckpointNotFound
 from turnkeep.model import Decision, Mount, TurnState, TurnTimings
 
 _PATHS = 12
+_SHOWN_PROCESSES = 8
 
 
 def add_to(app: typer.Typer) -> None:
@@ -145,6 +147,8 @@ def _checkpoint_pairs(checkpoint: Checkpoint, turn: TurnInfo | None, name: str) 
         ("digest", checkpoint.digest),
         ("image", checkpoint.image),
     ]
+    if checkpoint.processes is not None:
+        pairs.append(("process image", _processes(checkpoint.processes, checkpoint.turn or 0)))
     if checkpoint.not_captured:
         pairs.append(("not captured", [printing.styled(item, "yellow") for item in checkpoint.not_captured]))
     pairs.append(("mounts", [_mount(mount) for mount in checkpoint.mounts]))
@@ -152,9 +156,27 @@ def _checkpoint_pairs(checkpoint: Checkpoint, turn: TurnInfo | None, name: str) 
 
 
 def _fidelity(checkpoint: Checkpoint) -> printing.Cell:
+    if checkpoint.fidelity == "files and some processes":
+        return printing.styled("files and some processes; the others are listed below", "yellow")
     if checkpoint.fidelity == "files only":
         return printing.styled("files only: stateful processes ran and were not captured", "yellow")
     return checkpoint.fidelity or "not known"
+
+
+def _processes(image: ProcessImage, turn: int) -> list[printing.Cell]:
+    """Say what was dumped, by which engine, and what will be different after a restore."""
+    lines: list[printing.Cell] = []
+    for tree in image.trees:
+        named = ", ".join(f"{each.pid} {each.name}" for each in tree.processes[:_SHOWN_PROCESSES])
+        left = len(tree.processes) - _SHOWN_PROCESSES
+        more = f" and {left} more" if left > 0 else ""
+        what = "its init's tree" if tree.kind == "init" else "started by docker exec"
+        size, stopped = words.size(tree.image_bytes), words.duration(tree.stopped_ns)
+        lines.append(f"{what}, dumped {image.engine}: {named}{more}; {size}, stopped for {stopped}")
+        lines += [printing.styled(note, "yellow") for note in tree.notes]
+    if image.turn and image.turn != turn:
+        lines.append(printing.styled(f"dumped at turn {image.turn}: none of them has run since", "dim"))
+    return lines
 
 
 def _mount(mount: Mount) -> printing.Cell:
