@@ -300,6 +300,17 @@ def test_tcp_connections_are_told(box: Box) -> None:
     assert "to 127.0.0.1:8000" in findings.of(Kind.CONNECTION)[0].what
 
 
+def test_connections_that_nobody_accepted_are_told(box: Box) -> None:
+    box.one_tree(
+        """
+server = socket.create_server(("127.0.0.1", 8000))
+client = socket.create_connection(("127.0.0.1", 8000))"""
+    )
+    finding = only(look(box))
+    assert (finding.kind, finding.blocks) == (Kind.CONNECTION, Blocks.NONE)
+    assert "1 not accepted yet at 127.0.0.1:8000" in finding.what
+
+
 def test_a_server_that_only_listens_is_no_finding(box: Box) -> None:
     box.one_tree("server = socket.create_server(('127.0.0.1', 8000)); udp = socket.socket(2, 2)")
     assert look(box).findings == ()
@@ -348,6 +359,17 @@ def test_what_criu_refuses_is_found(box: Box, what: str) -> None:
         assert findings.blocking_in_sandbox()
     finally:
         box.container.exec_run(["sh", "-c", "rm -f /dev/mqueue/*; ipcrm -a"])
+
+
+def test_a_program_that_is_just_being_started_passes(box: Box) -> None:
+    box.one_tree(REFUSED["spawning"][1])
+    assert only(look(box)).passing
+
+
+def test_a_stopped_process_is_found_where_the_freezer_keeps_it_from_criu(box: Box) -> None:
+    box.one_tree("p = os.fork() or signal.pause(); os.kill(p, signal.SIGSTOP); os.waitpid(p, os.WUNTRACED)")
+    found = [finding.kind for finding in look(box).findings]
+    assert found == ([Kind.STOPPED] if box.cgroup.version == 1 else [])
 
 
 def test_a_device_is_found(engine: docker.DockerClient) -> None:

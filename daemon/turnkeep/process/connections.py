@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 from collections.abc import Iterator, Sequence
 
 from turnkeep.process.between import between, shared
@@ -20,10 +21,11 @@ MAX_CONNECTIONS = 4096
 # Protocols by the kernel's names for them, as CRIU 3.13 and later dump them.
 _UNIX = ("UNIX", "UNIX-STREAM")
 _TCP = ("TCP", "TCPv6")
-_DUMPED = frozenset(
-    {*_UNIX, *_TCP, "UDP", "UDPv6", "UDP-Lite", "UDPLITEv6", "NETLINK", "PACKET", "RAW", "RAWv6"}
-)
-_ESTABLISHED, _CLOSED, _LISTEN = 1, 7, 10
+_DATAGRAM = ("UDP", "UDPv6", "UDP-Lite", "UDPLITEv6", "PING", "PINGv6")
+_DUMPED = frozenset({*_UNIX, *_TCP, *_DATAGRAM, "NETLINK", "PACKET", "RAW", "RAWv6"})
+_CLOSED, _LISTEN = 7, 10
+_TCP_INFO_BYTES, _WAITING = 104, struct.Struct("=24xI")
+"""Of a listening socket, tcpi_unacked counts the connections that nobody has accepted."""
 
 
 def socket_findings(survey: Survey, trees: Sequence[Tree], inside: Inside) -> Iterator[Finding]:
@@ -117,15 +119,19 @@ def _undumpable(held: Held, protocol: str, trees: Sequence[Tree]) -> Finding:
 
 
 def _connection(held: Held) -> str:
-    """Return the two ends of an established TCP connection, else nothing."""
+    """Return the two ends of an established TCP connection, or who waits to be accepted; else nothing."""
     try:
         with borrowed(held.process.pid, held.fd) as fd, socket.socket(fileno=os.dup(fd)) as ours:
-            info = ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
-            if info[0] in (_CLOSED, _LISTEN):
+            info = ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+            here = ours.getsockname()
+            if info[0] == _LISTEN:
+                (waiting,) = _WAITING.unpack_from(info)
+                return f"{waiting} not accepted yet at {here[0]}:{here[1]}" if waiting else ""
+            if info[0] == _CLOSED:
                 return ""
-            here, there = ours.getsockname(), ours.getpeername()
+            there = ours.getpeername()
             return f"{here[0]}:{here[1]} to {there[0]}:{there[1]}"
-    except OSError:
+    except (OSError, struct.error):
         return ""
 
 

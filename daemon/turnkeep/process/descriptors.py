@@ -43,13 +43,14 @@ _ANONYMOUS = frozenset(
         "inotify",
         "[fanotify]",
         "[pidfd]",
-        "bpf-map",
     )
 )
 _PIDFD = "anon_inode:[pidfd]"
 _NAMESPACE_FILES = ("mnt:", "net:", "pid:", "ipc:", "uts:", "user:", "cgroup:", "time:")
 # Names of memory that several may have: only the inode tells them apart.
 _COMMON_NAMES = (b"/memfd:", b"/dev/zero", b"/SYSV", b"/[aio]", b"/anon_hugepage")
+_INNER_NAMES = (*_COMMON_NAMES, b"/secretmem", b"/dmabuf:")
+"""Files on mounts of the kernel's own."""
 _MEM, _TTY, _TTYAUX, _MISC = 1, 4, 5, 10
 _KNOWN_MISC = frozenset({200, 235})
 _HARMLESS = frozenset({(_MEM, 3), (_MEM, 5), (_MEM, 7), (_MEM, 8), (_MEM, 9)})
@@ -165,7 +166,7 @@ class Survey:
 
     def _add_file(self, held: Held, folder: Folder, fds: int, link: str) -> None:
         node = look_at(fds, str(held.fd))
-        inner = node.device in self.mounts.queues or os.fsencode(link).startswith(_COMMON_NAMES)
+        inner = node.device in self.mounts.queues or os.fsencode(link).startswith(_INNER_NAMES)
         if node.mount not in self.mounts.ids and not inner:
             self.foreign.append((held, node, link))
         if node.type == stat.S_IFIFO:

@@ -38,6 +38,7 @@ class Kind(enum.StrEnum):
     MESSAGE_QUEUE = "POSIX message queue"
     NAMESPACE = "namespace"
     TRACED = "traced process"
+    STOPPED = "stopped process"
     SHAPE = "shape of the tree"
     ADDRESS_SIZE = "32-bit process"
     # What could not be looked at.
@@ -73,7 +74,8 @@ class Finding:
     """One thing that a dump would cut, leave out, or fail at.
 
     `what` is one line for people. `trees` are those concerned that hold state,
-    `pids` the processes on the host, at most a few of them.
+    `pids` the processes on the host, at most a few of them. What is `passing`
+    goes away by itself: thaw, and look again.
     """
 
     kind: Kind
@@ -82,6 +84,7 @@ class Finding:
     pids: tuple[int, ...] = ()
     blocks: Blocks = Blocks.BOTH
     hint: str = ""
+    passing: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,8 @@ from turnkeep.process.proc import GONE, Folder, Process, printable
 from turnkeep.process.trees import Tree
 
 _NAMESPACES = ("mnt", "net", "ipc", "uts", "user", "cgroup")
+_STOPPED = b"do_signal_stop"
+"""What the kernel says a stopped process waits in. The freezer of cgroup v1 makes its state "D"."""
 _GPUS = ("/dev/nvidia", "/dev/dri", "/dev/kfd")
 _SYSV_HINT = "the whole-container engine takes it"
 _WORDS = {
@@ -57,6 +59,11 @@ def _of_process(process: Process, tree: Tree, own: dict[str, str]) -> Iterator[F
         strange = [name for name in _NAMESPACES if theirs.get(name) != own.get(name)]
         if strange:
             yield finding(Kind.NAMESPACE, f"has namespaces of its own ({', '.join(strange)})")
+        if process.state == "D" and folder.read("wchan") == _STOPPED:
+            hint = "continue or end it; where cgroups are of version 2 it is no obstacle"
+            yield finding(
+                Kind.STOPPED, "is stopped (job control) and frozen, so that CRIU cannot seize it", hint
+            )
     if process.tracer:
         yield finding(Kind.TRACED, f"is traced by process {process.tracer}", "end the debugger first")
     if process.inner_session == 0:

@@ -183,7 +183,12 @@ def _grouped(holds: Iterable[Held], key: Callable[[Held], object]) -> Iterable[l
 
 
 def _one_memory(holds: list[Held], trees: Sequence[Tree]) -> Iterator[Finding]:
-    """Find processes of one memory: CRIU refuses them in one tree, too, and a spawn in progress is such."""
+    """Find processes of one memory, also within a tree.
+
+    A program that is just being started is such (vfork): its parent cannot be
+    stopped before that has happened, and CRIU waits for it, in vain while all is
+    frozen, until its own time is over.
+    """
     if len(holds) < 2 or not any(trees[held.tree].to_dump for held in holds):
         return
     try:
@@ -195,7 +200,8 @@ def _one_memory(holds: list[Held], trees: Sequence[Tree]) -> Iterator[Finding]:
                     what=f"{same[0]} and {same[1]} have one memory",
                     trees=tuple(sorted(concerned)),
                     pids=tuple(held.process.pid for held in same[:2]),
-                    hint="try again; one of them may just be starting a program",
+                    hint="one of them may just be starting a program",
+                    passing=True,
                 )
     except (OSError, OverflowError) as error:
         yield between(Kind.UNKNOWN, f"perhaps memory ({error})", holds, trees)
