@@ -132,7 +132,7 @@ def _load(
                 os.unlink(_CLOCKS, dir_fd=images.folder)
         keeper = 0
         if record.kind == TreeKind.INIT:
-            keeper, notes = _renumber(record, images)
+            keeper, notes = _renumber(record, images, keep_clocks=not same_boot)
             ready.notes += notes
     except BaseException:
         images.close()
@@ -143,12 +143,12 @@ def _load(
     return ReadyTree(record, images, keeper, seen)
 
 
-def _renumber(record: ProcessTree, images: Images) -> tuple[int, tuple[str, ...]]:
+def _renumber(record: ProcessTree, images: Images, *, keep_clocks: bool) -> tuple[int, tuple[str, ...]]:
     """Give the init's image a pid that nobody has: the highest ones are rarely reached."""
     highest = int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
     for pid in range(highest, highest - _KEEPERS, -1):
         with contextlib.suppress(InvalidRequest):
-            done = renumber_root(images.folder, pid=pid, without=record.skipped)
+            done = renumber_root(images.folder, pid=pid, without=record.skipped, keep_clocks=keep_clocks)
             return pid, done.notes
     raise InternalError("no process id is free for the keeper")
 
