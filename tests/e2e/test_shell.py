@@ -288,3 +288,13 @@ def test_a_sandbox_that_lies(box: Box) -> None:
         shell.run("true", max_output_bytes=1000)
     with pytest.raises(TurnkeepError, match="no place for a shell"):
         open_shell(box.name, "other")
+
+
+def test_a_command_that_ran_is_never_sent_again(box: Box) -> None:
+    # Who waits for it is killed, after words that Docker uses, too.
+    killer = '#!/bin/sh\nreal-rm "$@"\ncase $* in *busy) kill -9 $PPID; esac\n'
+    with open_shell(box.name) as shell:
+        box.sh(f"mv /bin/rm /bin/real-rm; cat >/bin/rm <<'END'\n{killer}END\nchmod +x /bin/rm")
+        assert shell.run("echo paused; x=$((x + 1))").output == "paused\n"
+        box.sh("mv /bin/real-rm /bin/rm")
+        assert shell.run("echo $x").output == "1\n"

@@ -20,6 +20,9 @@ from turnkeep.errors import (
     Unsupported,
 )
 
+HEADER = b"turnkeep "
+"""How the output of a script begins that must not run twice."""
+
 _ERROR_BYTES = 64 * 1024
 _SHORT_S = 60.0
 _FROZEN = "paused"
@@ -120,9 +123,10 @@ def _opened(stream: IO[bytes] | None) -> IO[bytes]:
 def refusal(done: Done, container: str) -> TurnkeepError | None:
     """Return why Docker started nothing; None if it started the command.
 
-    Its answers come on either stream, whatever the version.
+    Its answers come on either stream, whatever the version. What a script said behind a
+    header of its own is none: it ran, and must not run again.
     """
-    if done.code == 0:
+    if done.code == 0 or done.out.startswith(HEADER):
         return None
     said = (done.err + done.out[:_ERROR_BYTES].decode(errors="replace")).strip()
     for words, kind, hint in _REFUSALS:

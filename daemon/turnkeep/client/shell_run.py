@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from turnkeep.client import shell_scripts as scripts
-from turnkeep.client.docker_exec import Done, Exec, finish, persist
+from turnkeep.client.docker_exec import HEADER, Done, Exec, finish, persist
 from turnkeep.errors import Conflict, ShellEnded, ShellTimeout, TurnkeepError
 
 DEFAULT_MAX_OUTPUT_BYTES = 100 * 1024 * 1024
 MARKS_BYTES = 4096
 """Room for a header, the marks, and what background jobs print before the first of them."""
 
-_HEADER = re.compile(rb"turnkeep (exited|ended|abandoned|gone|busy) (\d{1,3}|-)\n")
+_HEADER = re.compile(HEADER + rb"(exited|ended|abandoned|gone|busy) (\d{1,3}|-)\n")
 _SHORT_S = 60.0
 _GRACE_S = 5.0
 _LOOK_S = 5.0
