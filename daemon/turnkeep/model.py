@@ -111,6 +111,14 @@ class Fidelity(enum.StrEnum):
     FILES_ONLY = "files only"
 
 
+class Verdict(enum.StrEnum):
+    """How it is with one thing that was looked at."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    MISSING = "missing"
+
+
 class MountKind(enum.StrEnum):
     """What kind of place a sandbox can write to."""
 
@@ -139,6 +147,16 @@ class Mount(_Json):
     kind: MountKind
     covered: bool
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding(_Json):
+    """One thing that was looked at, for people. `fix` says what to do where it is not ok."""
+
+    what: str
+    verdict: Verdict
+    detail: str
+    fix: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

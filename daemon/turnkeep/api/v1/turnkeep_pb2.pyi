@@ -220,6 +220,34 @@ VERIFY_MODE_FULL: VerifyMode.ValueType  # 2
 """Everything is read again."""
 Global___VerifyMode: _TypeAlias = VerifyMode  # noqa: Y015
 
+class _Verdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERDICT_UNSPECIFIED: _Verdict.ValueType  # 0
+    """Never set."""
+    VERDICT_OK: _Verdict.ValueType  # 1
+    """It is as it should be."""
+    VERDICT_DEGRADED: _Verdict.ValueType  # 2
+    """Something is left out or does not work; everything else does."""
+    VERDICT_MISSING: _Verdict.ValueType  # 3
+    """It is not there, or does not work at all."""
+
+class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
+    """How it is with one thing that was looked at."""
+
+VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
+"""Never set."""
+VERDICT_OK: Verdict.ValueType  # 1
+"""It is as it should be."""
+VERDICT_DEGRADED: Verdict.ValueType  # 2
+"""Something is left out or does not work; everything else does."""
+VERDICT_MISSING: Verdict.ValueType  # 3
+"""It is not there, or does not work at all."""
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
 @_typing.final
 class Mount(_message.Message):
     """One thing that can be written into a container from outside its root file
@@ -2528,3 +2556,89 @@ class GetHostStatusResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetHostStatusResponse: _TypeAlias = GetHostStatusResponse  # noqa: Y015
+
+@_typing.final
+class ExamineHostRequest(_message.Message):
+    """Request of ExamineHost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_FIELD_NUMBER: _builtins.int
+    SELF_TEST_FIELD_NUMBER: _builtins.int
+    sandbox: _builtins.str
+    """Sandbox id, container name or container id; empty for the host alone."""
+    self_test: _builtins.bool
+    """Dump and restore a process of the daemon's own again, although that was done
+    since the daemon's start.
+    """
+    def __init__(
+        self,
+        *,
+        sandbox: _builtins.str = ...,
+        self_test: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox", "self_test", b"self_test"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExamineHostRequest: _TypeAlias = ExamineHostRequest  # noqa: Y015
+
+@_typing.final
+class ExamineHostResponse(_message.Message):
+    """Answer of ExamineHost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
+        """What was found, the host's before the sandbox's."""
+
+    def __init__(
+        self,
+        *,
+        findings: _abc.Iterable[Global___Finding] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExamineHostResponse: _TypeAlias = ExamineHostResponse  # noqa: Y015
+
+@_typing.final
+class Finding(_message.Message):
+    """One thing that was looked at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHAT_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    FIX_FIELD_NUMBER: _builtins.int
+    what: _builtins.str
+    """What it is, in a word: "criu", "self-test", "runtime", "mount", …"""
+    verdict: Global___Verdict.ValueType
+    """How it is with it."""
+    detail: _builtins.str
+    """What was seen, for people."""
+    fix: _builtins.str
+    """What to do about it, where it is not ok."""
+    def __init__(
+        self,
+        *,
+        what: _builtins.str = ...,
+        verdict: Global___Verdict.ValueType = ...,
+        detail: _builtins.str = ...,
+        fix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "fix", b"fix", "verdict", b"verdict", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Finding: _TypeAlias = Finding  # noqa: Y015

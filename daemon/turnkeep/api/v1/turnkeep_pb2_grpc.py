@@ -140,6 +140,11 @@ class TurnkeepStub(object):
                 request_serializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.GetHostStatusRequest.SerializeToString,
                 response_deserializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.GetHostStatusResponse.FromString,
                 _registered_method=True)
+        self.ExamineHost = channel.unary_unary(
+                '/turnkeep.v1.Turnkeep/ExamineHost',
+                request_serializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.ExamineHostRequest.SerializeToString,
+                response_deserializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.ExamineHostResponse.FromString,
+                _registered_method=True)
 
 
 class TurnkeepServicer(object):
@@ -297,6 +302,14 @@ class TurnkeepServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExamineHost(self, request, context):
+        """Look whether what capturing processes needs is there and works, and, for a
+        sandbox, what a checkpoint could not hold now. Freezes the sandbox for a moment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TurnkeepServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -404,6 +417,11 @@ def add_TurnkeepServicer_to_server(servicer, server):
                     servicer.GetHostStatus,
                     request_deserializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.GetHostStatusRequest.FromString,
                     response_serializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.GetHostStatusResponse.SerializeToString,
+            ),
+            'ExamineHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExamineHost,
+                    request_deserializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.ExamineHostRequest.FromString,
+                    response_serializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.ExamineHostResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -974,6 +992,33 @@ class Turnkeep(object):
             '/turnkeep.v1.Turnkeep/GetHostStatus',
             turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.GetHostStatusRequest.SerializeToString,
             turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.GetHostStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExamineHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/turnkeep.v1.Turnkeep/ExamineHost',
+            turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.ExamineHostRequest.SerializeToString,
+            turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.ExamineHostResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -88,6 +88,10 @@ class TurnkeepStub:
     """Verify everything in the store."""
     GetHostStatus: _grpc.UnaryUnaryMultiCallable[_turnkeep_pb2.GetHostStatusRequest, _turnkeep_pb2.GetHostStatusResponse]
     """The daemon, its host and its store."""
+    ExamineHost: _grpc.UnaryUnaryMultiCallable[_turnkeep_pb2.ExamineHostRequest, _turnkeep_pb2.ExamineHostResponse]
+    """Look whether what capturing processes needs is there and works, and, for a
+    sandbox, what a checkpoint could not hold now. Freezes the sandbox for a moment.
+    """
 
 @_typing.type_check_only
 class TurnkeepAsyncStub(TurnkeepStub):
@@ -144,6 +148,10 @@ class TurnkeepAsyncStub(TurnkeepStub):
     """Verify everything in the store."""
     GetHostStatus: _aio.UnaryUnaryMultiCallable[_turnkeep_pb2.GetHostStatusRequest, _turnkeep_pb2.GetHostStatusResponse]  # type: ignore[assignment]
     """The daemon, its host and its store."""
+    ExamineHost: _aio.UnaryUnaryMultiCallable[_turnkeep_pb2.ExamineHostRequest, _turnkeep_pb2.ExamineHostResponse]  # type: ignore[assignment]
+    """Look whether what capturing processes needs is there and works, and, for a
+    sandbox, what a checkpoint could not hold now. Freezes the sandbox for a moment.
+    """
 
 class TurnkeepServicer(metaclass=_abc_1.ABCMeta):
     """Watches sandboxes, brackets turns, takes checkpoints and restores them."""
@@ -323,5 +331,15 @@ class TurnkeepServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_turnkeep_pb2.GetHostStatusResponse, _abc.Awaitable[_turnkeep_pb2.GetHostStatusResponse]]:
         """The daemon, its host and its store."""
+
+    @_abc_1.abstractmethod
+    def ExamineHost(
+        self,
+        request: _turnkeep_pb2.ExamineHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_turnkeep_pb2.ExamineHostResponse, _abc.Awaitable[_turnkeep_pb2.ExamineHostResponse]]:
+        """Look whether what capturing processes needs is there and works, and, for a
+        sandbox, what a checkpoint could not hold now. Freezes the sandbox for a moment.
+        """
 
 def add_TurnkeepServicer_to_server(servicer: TurnkeepServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
