@@ -34,7 +34,16 @@ def criu_bin() -> Path:
 
 @pytest.fixture(scope="session")
 def own(engine: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnEngine]:
-    """An engine of our own. `engine` says whether there can be one at all."""
+    """An engine of our own. `engine` says whether there can be one at all.
+
+    TURNKEEP_TEST_ENGINE is the folder of one that another test has started.
+    """
+    if "TURNKEEP_TEST_ENGINE" in os.environ:
+        given = OwnEngine(Path(os.environ["TURNKEEP_TEST_ENGINE"]))
+        given.connect()
+        yield given
+        given.client.close()
+        return
     # Short: a socket's path has at most 107 bytes.
     with own_engine(tmp_path_factory.mktemp("e")) as made:
         yield made

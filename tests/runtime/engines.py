@@ -27,8 +27,13 @@ class OwnEngine:
         self.environment = {**os.environ, "TURNKEEP_ENGINE_ROOT": str(folder)}
         self.environment.pop("DOCKER_HOST", None)
 
-    def start(self) -> None:
-        """Start it, and wait until it answers and has the image."""
+    def start(self, *, programs: str = "") -> None:
+        """Start it, and wait until it answers and has the image.
+
+        `programs` is a folder to look in for the dockerd before PATH.
+        """
+        if programs:
+            self.environment["PATH"] = f"{programs}:{os.environ['PATH']}"
         for name in ("host", "image"):
             command = [SCRIPTS / name]
             done = subprocess.run(
@@ -38,6 +43,10 @@ class OwnEngine:
                 raise RuntimeError(f"{name}: {done.stdout}{done.stderr}")
         # CRIU looks what the kernel's network can do, wherever it runs.
         subprocess.run(self.inside("ip", "link", "set", "lo", "up"), check=True)
+        self.connect()
+
+    def connect(self) -> None:
+        """Connect to it."""
         self.client = docker.DockerClient(self.host)
 
     @property
@@ -73,11 +82,11 @@ def _end(pid: int) -> None:
 
 
 @contextlib.contextmanager
-def own_engine(folder: Path) -> Iterator[OwnEngine]:
+def own_engine(folder: Path, *, programs: str = "") -> Iterator[OwnEngine]:
     """Run an engine for a `with` block."""
     made = OwnEngine(folder)
     try:
-        made.start()
+        made.start(programs=programs)
         yield made
     finally:
         if hasattr(made, "client"):

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from turnkeep.errors import EngineUnavailable
 
-DEFAULT_HOST = "unix:///var/run/docker.sock"
+_DEFAULT_SOCKET = "/var/run/docker.sock"
+_DEFAULT_PID_FILE = Path("/var/run/docker.pid")
+DEFAULT_HOST = f"unix://{_DEFAULT_SOCKET}"
 _NAME = "dockerd"
-_PID_FILES = (Path("/run/docker.pid"), Path("/var/run/docker.pid"))
 _POLL_S = 0.02
 _CREDENTIALS = struct.Struct("3i")
 
@@ -34,8 +35,9 @@ class Dockerd:
 def find_dockerd(host: str = "", pid_file: Path | None = None) -> Dockerd | None:
     """Find the process of the engine that listens at `host`; None if there is none here.
 
-    Its pid is that of whoever listens on the socket or, where a service manager
-    does that for it, stands in the pid file. Either has to be a dockerd.
+    It is whoever listens on the socket. Where a service manager does that for it,
+    its pid stands in a pid file: the given one, or the default one for the default
+    socket. In any case it has to be a dockerd.
     """
     for pid in _candidates(host or os.environ.get("DOCKER_HOST", "") or DEFAULT_HOST, pid_file):
         found = _look_at(pid)
@@ -47,9 +49,14 @@ def find_dockerd(host: str = "", pid_file: Path | None = None) -> Dockerd | None
 def _candidates(host: str, pid_file: Path | None) -> Iterator[int]:
     if not host.startswith("unix://"):
         return
+    files: tuple[Path, ...] = (pid_file,) if pid_file is not None else ()
     if pid_file is None:
-        yield _listener(host.removeprefix("unix://"))
-    for path in [pid_file] if pid_file is not None else _PID_FILES:
+        listener = _listener(host.removeprefix("unix://"))
+        yield listener
+        # The pid file of another engine than the one that was asked for would lead to that.
+        is_default = os.path.realpath(host.removeprefix("unix://")) == os.path.realpath(_DEFAULT_SOCKET)
+        files = (_DEFAULT_PID_FILE,) if listener and is_default else ()
+    for path in files:
         try:
             yield int(path.read_text())
         except (OSError, ValueError):

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from turnkeep.errors import Conflict, EngineUnavailable, InvalidRequest, TurnkeepError, Unsupported
 from turnkeep.runtime import daemon_json, orders, shim
@@ -56,11 +56,7 @@ class Settings:
 
 
 class RuntimeEngine(Engine):
-    """An engine, and what it knows of OCI runtimes."""
-
-    def runtimes(self) -> Mapping[str, Mapping[str, Any]]:
-        """Return the runtimes that it knows, by their names."""
-        return cast("Mapping[str, Mapping[str, Any]]", self.info().get("Runtimes") or {})
+    """An engine that is asked who uses a runtime."""
 
     def users(self, runtime: str) -> list[str]:
         """Return the names of all containers, stopped ones included, that use a runtime."""
@@ -88,7 +84,7 @@ def register(engine: RuntimeEngine, host: str, settings: Settings) -> list[str]:
     dockerd = find_dockerd(host)
     path = _config_file(settings, dockerd)
     require_free(read_daemon_json(path), NAME, settings.entry)
-    _refuse_flags(dockerd)
+    refuse_flags(dockerd)
     said = []
     if _write_shim(settings, dockerd):
         said.append(f"wrote {settings.program}")
@@ -106,11 +102,16 @@ def register(engine: RuntimeEngine, host: str, settings: Settings) -> list[str]:
 
 
 def _make_known(engine: RuntimeEngine, dockerd: Dockerd | None, path: Path, settings: Settings) -> list[str]:
+    try:
+        if is_known(engine, settings):
+            return []
+    except EngineUnavailable:
+        if dockerd is None:
+            return ["no engine runs here; it will know the runtime when it starts"]
+        raise
     if dockerd is None:
-        return ["no engine runs here; it will know the runtime when it starts"]
-    if _knows(engine, settings):
-        return []
-    if not reload(dockerd, lambda: _knows(engine, settings), _RELOAD_S):
+        return ["the engine's process was not found: have it read the file (systemctl reload docker)"]
+    if not reload(dockerd, lambda: is_known(engine, settings), _RELOAD_S):
         raise EngineUnavailable(
             f"the engine did not take the runtime from {path}; the file is what it was",
             object=f"dockerd, pid {dockerd.pid}",
@@ -151,12 +152,12 @@ def unregister(engine: RuntimeEngine, host: str, settings: Settings, *, force: b
 
 
 def _make_forgotten(engine: RuntimeEngine, dockerd: Dockerd | None, settings: Settings) -> list[str]:
-    if dockerd is None or not _knows(engine, settings):
-        return []
-    if reload(dockerd, lambda: not _knows(engine, settings), _RELOAD_S):
-        return ["the engine does not know it any more"]
     # Nothing depends on it: without the entry it is gone after the next start.
-    return ["the engine will forget it when it starts the next time"]
+    if dockerd is None:
+        return ["an engine that runs forgets it when it starts the next time"]
+    if reload(dockerd, lambda: not is_known(engine, settings), _RELOAD_S):
+        return ["the engine does not know it any more"]
+    return ["the engine forgets it when it starts the next time"]
 
 
 def _config_file(settings: Settings, dockerd: Dockerd | None) -> Path:
@@ -168,8 +169,12 @@ def _config_file(settings: Settings, dockerd: Dockerd | None) -> Path:
     return settings.daemon_json
 
 
-def _refuse_flags(dockerd: Dockerd | None) -> None:
-    """The engine does not start at all when flags and file both name runtimes."""
+def refuse_flags(dockerd: Dockerd | None) -> None:
+    """Refuse an engine whose flags name runtimes: with a file that does, too, it would not start.
+
+    Raises:
+        Unsupported: its flags do.
+    """
     if dockerd is not None and dockerd.added_runtimes:
         raise Unsupported(
             f"the engine is told its runtimes by flags: {', '.join(dockerd.added_runtimes)}",
@@ -192,8 +197,10 @@ def _users(engine: RuntimeEngine, dockerd: Dockerd | None, *, force: bool) -> li
         ) from error
 
 
-def _knows(engine: RuntimeEngine, settings: Settings) -> bool:
-    return engine.runtimes().get(NAME, {}).get("path") == str(settings.program)
+def is_known(engine: Engine, settings: Settings) -> bool:
+    """Whether an engine knows the runtime, as it was installed with these settings."""
+    runtimes = engine.info().get("Runtimes") or {}
+    return bool(runtimes.get(NAME, {}).get("path") == str(settings.program))
 
 
 def _write_shim(settings: Settings, dockerd: Dockerd | None) -> bool:

@@ -56,8 +56,9 @@ Mount = namedtuple("Mount", "device root target options kind super_options")
 def main() -> int:
     """Put right the container whose init CRIU names, or say why that cannot be."""
     try:
-        config = json.loads(_read(os.environ["TURNKEEP_BUNDLE"] + "/config.json"))
-        put_right(int(os.environ["CRTOOLS_INIT_PID"]), config)
+        bundle = os.environ["TURNKEEP_BUNDLE"]
+        config = json.loads(_read(bundle + "/config.json"))
+        put_right(int(os.environ["CRTOOLS_INIT_PID"]), posixpath.basename(bundle), config)
     except (Unsound, OSError, ValueError, KeyError) as error:
         with open(os.environ["TURNKEEP_REASON"], "w") as file:
             file.write(f"its mounts cannot be put right: {error}")
@@ -65,14 +66,15 @@ def main() -> int:
     return 0
 
 
-def put_right(init_pid: int, config: dict[str, Any]) -> None:
+def put_right(init_pid: int, container_id: str, config: dict[str, Any]) -> None:
     """Make the mounts of a container what runc itself would have made them.
 
     Raises:
         Unsound: they are not, and cannot be.
         OSError: the kernel refused.
     """
-    trees = [(mount, _own_tree(init_pid, mount)) for mount in _foreign_cgroups(init_pid, config)]
+    own = _own_cgroups(init_pid, container_id)
+    trees = [(mount, _own_tree(own, mount)) for mount in _foreign_cgroups(init_pid, own, config)]
     masks = _host_masks(init_pid, config)
     if not trees and not masks:
         return
@@ -85,9 +87,9 @@ def put_right(init_pid: int, config: dict[str, Any]) -> None:
             os._exit(1)
         os._exit(0)
     os.waitpid(pid, 0)
-    wrong = [mount.target for mount in (*_foreign_cgroups(init_pid, config), *_host_masks(init_pid, config))]
+    wrong = [*_foreign_cgroups(init_pid, own, config), *_host_masks(init_pid, config)]
     if wrong:
-        raise Unsound(f"these show the host's own: {', '.join(wrong)}")
+        raise Unsound(f"these show the host's own: {', '.join(mount.target for mount in wrong)}")
 
 
 def read_mounts(pid: int | str) -> list[Mount]:
@@ -111,37 +113,48 @@ def _unescape(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
 
 
-def _foreign_cgroups(init_pid: int, config: dict[str, Any]) -> list[Mount]:
+def _own_cgroups(init_pid: int, container_id: str) -> dict[str, str]:
+    """Return where the container's cgroup is in each v1 hierarchy, by controller."""
+    found = {}
+    for line in _read(f"/proc/{init_pid}/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        parts = path.split("/")
+        # Its init may sit in a group of its own, below the container's.
+        ends = [index for index, part in enumerate(parts) if container_id in part]
+        own = "/".join(parts[: ends[0] + 1]) if ends else path
+        found.update(dict.fromkeys(filter(None, controllers.split(",")), own))
+    return found
+
+
+def _foreign_cgroups(init_pid: int, own: dict[str, str], config: dict[str, Any]) -> list[Mount]:
     """Return the v1 hierarchies that show more, or others, than the container's own cgroups."""
     namespaces = {each["type"] for each in config["linux"]["namespaces"]}
-    configured = [each["destination"] for each in config.get("mounts") or () if each.get("type") == "cgroup"]
     if "cgroup" in namespaces:
         return []
+    configured = [each["destination"] for each in config.get("mounts") or () if each.get("type") == "cgroup"]
     return [
         mount
         for mount in read_mounts(init_pid)
         if mount.kind == "cgroup"
         and any(mount.target.startswith(f"{each}/") for each in configured)
-        and mount.root != _own_path(init_pid, mount)
+        and mount.root != _own_path(own, mount)
     ]
 
 
-def _own_path(init_pid: int, mount: Mount) -> str:
-    """Return where a container's own cgroup is in a hierarchy."""
-    for line in _read(f"/proc/{init_pid}/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and set(controllers.split(",")) <= mount.super_options:
+def _own_path(own: dict[str, str], mount: Mount) -> str:
+    for controller, path in own.items():
+        if controller in mount.super_options:
             return path
     raise Unsound(f"it is in no cgroup of {mount.target}")
 
 
-def _own_tree(init_pid: int, mount: Mount) -> int:
+def _own_tree(own: dict[str, str], mount: Mount) -> int:
     """Return a mount, in no namespace yet, of the container's own cgroup in a hierarchy."""
-    own = _own_path(init_pid, mount)
+    path = _own_path(own, mount)
     for host in read_mounts("self"):
-        if host.device == mount.device and posixpath.commonpath((own, host.root)) == host.root:
-            path = posixpath.join(host.target, posixpath.relpath(own, host.root))
-            tree = _syscall(SYS_OPEN_TREE, AT_FDCWD, os.fsencode(path), OPEN_TREE_CLONE | os.O_CLOEXEC)
+        if host.device == mount.device and posixpath.commonpath((path, host.root)) == host.root:
+            source = posixpath.join(host.target, posixpath.relpath(path, host.root))
+            tree = _syscall(SYS_OPEN_TREE, AT_FDCWD, os.fsencode(source), OPEN_TREE_CLONE | os.O_CLOEXEC)
             _set(tree, mount.options)
             return tree
     raise Unsound(f"the host has no mount of {mount.target}")
