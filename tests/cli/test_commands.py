@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
 import turnkeep
 from turnkeep.api.v1 import turnkeep_pb2 as pb
@@ -186,9 +187,36 @@ def test_check(run: Run, daemon: FakeDaemon) -> None:
 def test_doctor(run: Run, daemon: FakeDaemon) -> None:
     daemon.service.status.version = turnkeep.__version__
     said = lines(run("doctor"))
-    assert [line.split()[:2] for line in said] == [
-        [what, "ok"] for what in ("daemon", "engine", "storage", "cgroups", "kernel", "space")
-    ]
+    whats = ("daemon", "engine", "storage", "cgroups", "kernel", "space", "criu")
+    assert [line.split()[:2] for line in said] == [*([what, "ok"] for what in whats), ["runtime", "degraded"]]
+    assert said[-1].split("  ")[-1] == "not registered; register it"
+    assert not daemon.service.last("ExamineHost").self_test
+
+
+def test_doctor_looks_at_a_sandbox(run: Run, web: FakeDaemon) -> None:
+    web.service.status.version = turnkeep.__version__
+    said = lines(run("doctor", "web", "--self-test"))
+    assert said[-1].split() == ["container", "ok", "web", "runs"]
+    sent = web.service.last("ExamineHost")
+    assert (sent.sandbox, sent.self_test) == ("web", True)
+    assert run("doctor", "nobody").exit_code == 3
+
+
+def test_doctor_says_a_thing_once(run: Run, daemon: FakeDaemon) -> None:
+    daemon.service.status.degraded.append("there is no CRIU")
+    missing = pb.Finding(what="criu", verdict=pb.VERDICT_MISSING, detail="there is no CRIU", fix="get it")
+    daemon.service.findings = [missing]
+    done = run("doctor")
+    assert done.exit_code == 1
+    assert done.stdout.count("there is no CRIU") == 1
+
+
+def test_doctor_asks_an_older_daemon(run: Run, daemon: FakeDaemon) -> None:
+    daemon.service.status.version = "0.0.1"
+    daemon.service.refuse("ExamineHost", grpc.StatusCode.UNIMPLEMENTED)
+    said = lines(run("doctor"))
+    assert said[0].split()[:2] == ["daemon", "degraded"]
+    assert said[-1].split()[:2] == ["host", "degraded"]
 
 
 def test_doctor_finds_what_is_wrong(run: Run, daemon: FakeDaemon) -> None:
@@ -206,10 +234,12 @@ def test_doctor_finds_what_is_wrong(run: Run, daemon: FakeDaemon) -> None:
         ["kernel", "missing"],
         ["space", "missing"],
         ["host", "degraded"],
+        ["criu", "ok"],
+        ["runtime", "degraded"],
     ]
     done = run("doctor", address="unix:///nowhere/s")
     assert done.exit_code == 5
-    assert done.stdout.startswith("daemon   missing")
+    assert done.stdout.startswith("daemon  missing")
 
 
 @pytest.mark.parametrize("command", ["install", "uninstall"])

@@ -77,6 +77,12 @@ class FakeService(turnkeep_pb2_grpc.TurnkeepServicer):
             cgroup_version=2, kernel="6.8.0", state_dir="/var/lib/turnkeep", stored_bytes=1 << 20,
             checkpoints=3, sandboxes=1, free_bytes=50 << 30,
         )  # fmt: skip
+        self.findings = [
+            pb.Finding(what="criu", verdict=pb.VERDICT_OK, detail="version 4.2"),
+            pb.Finding(
+                what="runtime", verdict=pb.VERDICT_DEGRADED, detail="not registered", fix="register it"
+            ),
+        ]
         self.problems: list[str] = []
         self.outcome = pb.TURN_STATE_DURABLE
         self.stopping = threading.Event()
@@ -350,6 +356,14 @@ class FakeService(turnkeep_pb2_grpc.TurnkeepServicer):
     def GetHostStatus(self, request: Any, context: Any) -> Any:
         self._enter("GetHostStatus", request, context)
         return self._leave("GetHostStatus", self.status, context)
+
+    def ExamineHost(self, request: Any, context: Any) -> Any:
+        self._enter("ExamineHost", request, context)
+        found = list(self.findings)
+        if request.sandbox:
+            name = self._sandbox(request.sandbox, context).name
+            found.append(pb.Finding(what="container", verdict=pb.VERDICT_OK, detail=f"{name} runs"))
+        return self._leave("ExamineHost", pb.ExamineHostResponse(findings=found), context)
 
     # -- inside --------------------------------------------------------------
 

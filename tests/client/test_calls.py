@@ -10,8 +10,8 @@ import grpc
 import pytest
 from turnkeep.api.v1 import turnkeep_pb2 as pb
 from turnkeep.client.values import Change, Progress
-from turnkeep.errors import InternalError, InvalidRequest, Unsupported
-from turnkeep.model import ContainerState, Fidelity, MountKind, RetentionPolicy, TurnClass
+from turnkeep.errors import InternalError, InvalidRequest, SandboxNotFound, Unsupported
+from turnkeep.model import ContainerState, Fidelity, MountKind, RetentionPolicy, TurnClass, Verdict
 
 from tests.client.fake_daemon import FakeDaemon
 
@@ -149,6 +149,22 @@ async def test_status(connect: Connect, daemon: FakeDaemon) -> None:
         assert (await tk.status()).engine_version == "27.1"
         daemon.service.status.engine_version = ""
         assert (await tk.status()).engine_version is None
+
+
+async def test_an_examination(connect: Connect, daemon: FakeDaemon) -> None:
+    async with connect() as tk:
+        await tk.attach("web")
+        criu, runtime = await tk.examine()
+        assert (criu.what, criu.verdict, criu.fix) == ("criu", Verdict.OK, "")
+        assert (runtime.verdict, runtime.fix) == (Verdict.DEGRADED, "register it")
+        assert (await tk.examine("web", self_test=True))[-1].detail == "web runs"
+        sent = daemon.service.last("ExamineHost")
+        assert (sent.sandbox, sent.self_test) == ("web", True)
+        with pytest.raises(SandboxNotFound):
+            await tk.examine("nobody")
+        daemon.service.findings[0].verdict = 9  # type: ignore[assignment]
+        with pytest.raises(Unsupported, match="verdict 9"):
+            await tk.examine()
 
 
 async def test_work_without_a_result_is_a_defect(connect: Connect, daemon: FakeDaemon) -> None:

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
 import turnkeep
 from turnkeep.cli import printing, words
-from turnkeep.cli.run import JsonFlag, started
-from turnkeep.client import HostStatus
-from turnkeep.errors import DaemonUnavailable, ExitCode
+from turnkeep.cli.run import JsonFlag, complete_sandbox, started
+from turnkeep.client import Client, HostStatus
+from turnkeep.errors import DaemonUnavailable, ExitCode, Unsupported
+from turnkeep.model import Finding, Verdict
 
 _MIB = 1024 * 1024
 
-
-class Verdict(enum.StrEnum):
-    """How it is with one thing."""
-
-    OK = "ok"
-    DEGRADED = "degraded"
-    MISSING = "missing"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that was looked at. `fix` says what to do where it is not ok."""
-
-    what: str
-    verdict: Verdict
-    detail: str
-    fix: str = ""
+Sandbox = Annotated[
+    str,
+    typer.Argument(
+        metavar="[SANDBOX]",
+        help="Look at this one as well; it is frozen for a moment.",
+        show_default=False,
+        autocompletion=complete_sandbox,
+    ),
+]
+SelfTest = Annotated[
+    bool,
+    typer.Option(
+        "--self-test", help="Dump and restore a process again, although the daemon has done so before."
+    ),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -42,8 +40,10 @@ def add_to(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
-def doctor(ctx: typer.Context, json: JsonFlag = False) -> None:
-    """Look at the daemon and its host.
+def doctor(
+    ctx: typer.Context, sandbox: Sandbox = "", self_test: SelfTest = False, json: JsonFlag = False
+) -> None:
+    """Look at the daemon and its host, and at what of a sandbox could not be captured.
 
     Exits with 1 when something is missing, 5 without a daemon.
     """
@@ -51,7 +51,7 @@ def doctor(ctx: typer.Context, json: JsonFlag = False) -> None:
     code = ExitCode.OK
     try:
         with run.connect() as tk:
-            findings = list(_examine(tk.status()))
+            findings = _all(tk, sandbox, self_test=self_test)
     except DaemonUnavailable as error:
         detail = f"{error.message} ({error.object})"
         findings = [Finding(what="daemon", verdict=Verdict.MISSING, detail=detail, fix=error.hint)]
@@ -61,18 +61,35 @@ def doctor(ctx: typer.Context, json: JsonFlag = False) -> None:
     if json:
         printing.emit(findings)
     else:
+        width = max(len(item.what) for item in findings)
         for item in findings:
-            run.out.print(_line(item), soft_wrap=True)
+            run.out.print(_line(item, width), soft_wrap=True)
     raise typer.Exit(code)
 
 
-def _line(item: Finding) -> Text:
+def _line(item: Finding, width: int) -> Text:
     detail = f"{item.detail}; {item.fix}" if item.fix else item.detail
     return Text.assemble(
-        printing.styled(f"{item.what:<8} "),
-        printing.styled(f"{item.verdict:<9}", printing.STYLES[item.verdict]),
-        printing.styled(detail),
+        printing.styled(f"{item.what:<{width}}  "),
+        printing.styled(f"{item.verdict:<8}", printing.STYLES[item.verdict]),
+        printing.styled(f"  {detail}"),
     )
+
+
+def _all(tk: Client, sandbox: str, *, self_test: bool) -> list[Finding]:
+    status = tk.status()
+    try:
+        examined = tk.examine(sandbox, self_test=self_test)
+    except Unsupported as error:
+        # An older daemon, which the first line says, too.
+        examined = [Finding(what="host", verdict=Verdict.DEGRADED, detail=error.message, fix=error.hint)]
+    said = {item.detail for item in examined}
+    more = [
+        Finding(what="host", verdict=Verdict.DEGRADED, detail=sentence)
+        for sentence in status.degraded
+        if sentence not in said
+    ]
+    return [*_examine(status), *more, *examined]
 
 
 def _examine(status: HostStatus) -> Iterator[Finding]:
@@ -88,8 +105,6 @@ def _examine(status: HostStatus) -> Iterator[Finding]:
     yield _present("cgroups", groups, "{}", "mount cgroup2 on /sys/fs/cgroup")
     yield _kernel(status.kernel)
     yield _space(status)
-    for sentence in status.degraded:
-        yield Finding(what="host", verdict=Verdict.DEGRADED, detail=sentence)
 
 
 def _daemon(status: HostStatus) -> Finding:

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from turnkeep.api.v1 import turnkeep_pb2 as pb
 from turnkeep.client import convert, values
 from turnkeep.errors import InvalidRequest
-from turnkeep.model import RetentionPolicy, TurnMetadata, TurnState
+from turnkeep.model import Finding, RetentionPolicy, TurnMetadata, TurnState
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -31,6 +31,9 @@ PIECE_BYTES = 1024 * 1024
 """A harness state is sent in pieces of this size."""
 ANSWER_S = 60.0
 """How long the daemon may take over a call that waits for nothing."""
+
+EXAMINE_S = 300.0
+"""The same for one that dumps and restores processes, and waits for captures under way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,6 +345,16 @@ def host_status() -> Call[values.HostStatus]:
         request=pb.GetHostStatusRequest(),
         read=convert.host_status,
         timeout_s=ANSWER_S,
+    )
+
+
+def examine(sandbox: str, *, self_test: bool) -> Call[list[Finding]]:
+    """What the host, and a sandbox if one is named, have and lack."""
+    return Call(
+        method="ExamineHost",
+        request=pb.ExamineHostRequest(sandbox=sandbox, self_test=self_test),
+        read=lambda answer: [convert.finding(item) for item in answer.findings],
+        timeout_s=EXAMINE_S,
     )
 
 

@@ -18,12 +18,14 @@ from turnkeep.model import (
     ContainerState,
     Decision,
     Fidelity,
+    Finding,
     Mount,
     MountKind,
     TurnClass,
     TurnMetadata,
     TurnState,
     TurnTimings,
+    Verdict,
 )
 
 _Enum = TypeVar("_Enum", bound=enum.StrEnum)
@@ -55,6 +57,11 @@ _CLASSES = {
     pb.TURN_CLASS_FILESYSTEM: TurnClass.FILESYSTEM,
     pb.TURN_CLASS_PROCESS: TurnClass.PROCESS,
     pb.TURN_CLASS_FULL: TurnClass.FULL,
+}
+_VERDICTS = {
+    pb.VERDICT_OK: Verdict.OK,
+    pb.VERDICT_DEGRADED: Verdict.DEGRADED,
+    pb.VERDICT_MISSING: Verdict.MISSING,
 }
 _CONTAINER_STATES = {
     pb.CONTAINER_STATE_RUNNING: ContainerState.RUNNING,
@@ -320,6 +327,15 @@ def host_status(message: pb.GetHostStatusResponse) -> values.HostStatus:
         sandboxes=message.sandboxes,
         recovery=tuple(message.recovery),
         degraded=tuple(message.degraded),
+    )
+
+
+def finding(message: pb.Finding) -> Finding:
+    """Read what was found about one thing."""
+    if message.verdict not in _VERDICTS:
+        raise _newer_daemon(f"verdict {message.verdict}")
+    return Finding(
+        what=message.what, verdict=_VERDICTS[message.verdict], detail=message.detail, fix=message.fix
     )
 
 

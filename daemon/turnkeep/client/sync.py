@@ -11,7 +11,7 @@ from turnkeep.client.calls import Ref, RestoreMode, Verify
 from turnkeep.client.link import Link
 from turnkeep.client.session import DEFAULT_RETRY_S, OnError, open_session
 from turnkeep.errors import TurnkeepError
-from turnkeep.model import RetentionPolicy, TurnMetadata, TurnState
+from turnkeep.model import Finding, RetentionPolicy, TurnMetadata, TurnState
 
 OnProgress = Callable[[values.Progress], object]
 
@@ -154,6 +154,14 @@ class Client:
     def status(self) -> values.HostStatus:
         """Return what the daemon says of itself, its host and its store."""
         return self._link.call(calls.host_status())
+
+    def examine(self, sandbox: str = "", *, self_test: bool = False) -> list[Finding]:
+        """Look whether the host can capture processes, and what a sandbox has that cannot be captured.
+
+        The daemon tries it on a process of its own, once unless `self_test` asks for
+        it again. A sandbox that is named is frozen for a moment.
+        """
+        return self._link.call(calls.examine(sandbox, self_test=self_test))
 
 
 class Sandbox(handles.SandboxHandle):

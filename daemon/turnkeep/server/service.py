@@ -19,12 +19,14 @@ from turnkeep import maintenance
 from turnkeep.api.v1 import turnkeep_pb2 as pb
 from turnkeep.api.v1 import turnkeep_pb2_grpc as pb_grpc
 from turnkeep.coordinator.deps import run
+from turnkeep.coordinator.examine import Examiner
 from turnkeep.coordinator.registry import Registry
 from turnkeep.errors import Conflict, InvalidRequest, TurnkeepError, TurnNotFound
 from turnkeep.harness_state import read_state
 from turnkeep.model import Checkpoint, Event, HarnessState, SandboxId
 from turnkeep.runtime.engine import kernel_release
 from turnkeep.server import conversions as convert
+from turnkeep.server.examine import ExamineCalls
 from turnkeep.server.progress import Tell, with_progress
 from turnkeep.server.restores import RestoreCalls
 from turnkeep.server.uploads import receive_state
@@ -45,12 +47,13 @@ class Started:
     degraded: Callable[[], list[str]]
 
 
-class TurnkeepService(RestoreCalls, pb_grpc.TurnkeepServicer):
+class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
     """The service. All state is the registry's."""
 
     def __init__(self, registry: Registry, started: Started) -> None:
         super().__init__(registry)
         self._started = started
+        self._examiner = Examiner(registry)
         self._watches: set[asyncio.Queue[Event | None]] = set()
 
     def end_watches(self) -> None:
