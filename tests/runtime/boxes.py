@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ for number in itertools.count(1):
 """
 
 ASK = """
-import socket
-with socket.create_connection(("127.0.0.1", 8000)) as connection:
+import socket, sys
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
     print(connection.recv(99).decode())
 """
 
@@ -81,7 +82,12 @@ class Box:
 
     def next(self) -> int:
         """Return the server's next number."""
-        return int(self.run("python3", "-c", ASK))
+        return int(self.run("python3", "-c", ASK, "8000"))
+
+    def next_from_outside(self, port: int) -> int:
+        """Return the server's next number, asked for at a published port."""
+        command = self.own.inside(sys.executable, "-c", ASK, str(port))
+        return int(subprocess.run(command, check=True, capture_output=True, timeout=LIMIT_S).stdout)
 
     def wait_ready(self) -> None:
         """Wait until it has said something."""

@@ -164,6 +164,18 @@ def test_a_container_under_plain_runc_can_be_dumped(make: Make) -> None:
     assert box.next() == 2
 
 
+def test_published_ports_answer(make: Make) -> None:
+    box = make(*SERVE, ports={"8000/tcp": 18124})
+    box.wait_ready()
+    assert box.next_from_outside(18124) == 1
+    box.dump()
+    box.stop()
+    box.order()
+    box.start()
+    assert box.next_from_outside(18124) == 2
+    assert box.next() == 3
+
+
 def test_connections_are_closed(make: Make) -> None:
     """A server with an open connection to itself: the dump leaves it out, both ends see it gone."""
     program = f"""
