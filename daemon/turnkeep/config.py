@@ -80,6 +80,8 @@ class ProcessSettings:
     """What becomes of processes whose `docker exec` still waits: wait, capture, record or fail."""
     exec_wait_s: float = 30.0
     """How long "wait" waits for them to end; they are captured after that."""
+    orders: str = "/run/turnkeep-orders"
+    """Where the runtime "turnkeep" looks for restore orders."""
     keep_connections: bool = False
     """Whether TCP connections to the outside are kept; by default processes see them reset."""
 

@@ -293,7 +293,9 @@ async def _finish_restore(sandbox: SandboxCoordinator, intent: Intent) -> None:
     checkpoint = sandbox.deps.journal.checkpoint(CheckpointId(str(intent.details["checkpoint"])))
     if checkpoint is None:
         raise ContainerNotFound("the checkpoint is gone", object=str(intent.details["checkpoint"])[:12])
-    inspected = await run(sandbox.deps.pools.engine, sandbox.deps.engine.inspect, sandbox.record.container_id)
+    engine, pool = sandbox.deps.engine, sandbox.deps.pools.engine
+    await run(pool, creation.undo_replacement, engine, sandbox.record.container_id, intent.id)
+    inspected = await run(pool, engine.inspect, sandbox.record.container_id)
     sandbox.baseline = head_baseline(None)
     async with sandbox.holding():
         if intent.details.get("live") and inspected["State"].get("Running"):

@@ -174,7 +174,8 @@ class Box:
             assert isinstance(result.output, bytes)
             # An exec outside of a turn may meet a capture's freeze, and runc
             # refuses it; a harness has the gate for that.
-            if b"cannot exec in a paused container" not in result.output:
+            refused = b"cannot exec in a paused container" in result.output
+            if not refused and (result.exit_code, result.output) != (126, b""):
                 return result.exit_code or 0, result.output
 
     def state(self) -> Mapping[str, Any]:

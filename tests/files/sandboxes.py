@@ -40,6 +40,7 @@ class FakeView:
         self.place = Place(slot=ROOTFS, mount=mount, host_path=str(overlay.upper))
         self.image = LayerView(overlay.layers)
         self.further: list[Place] = []
+        self.id = "0" * 64
         self.init_pid = 1
         self.running = True
         self.inspected: Mapping[str, Any] = {}
@@ -48,6 +49,9 @@ class FakeView:
         self.processes: list[int] = []
         self.used_ns = 0
         self.freezer_folder = ""
+
+    def runc_root(self) -> Path:
+        return Path("/nowhere")
 
     def procs_files(self) -> list[str]:
         return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from turnkeep.client.sync import Client
@@ -91,7 +92,9 @@ def test_with_an_exec_session_beside_it(tk: Client, make: Make) -> None:
     assert "echo $n" in box.run("ps", "ax")
 
 
-def test_a_container_of_plain_runc_is_replaced_when_asked(tk: Client, make: Make, own: OwnEngine) -> None:
+def test_a_container_of_plain_runc_is_replaced_when_asked(
+    tk: Client, make: Make, own: OwnEngine, settings: registration.Settings, tmp_path: Path
+) -> None:
     box = ready(make(*SERVE, runtime="runc", labels={"mine": "yes"}))
     name = box.container.name or ""
     sandbox = tk.attach(name)
@@ -107,10 +110,24 @@ def test_a_container_of_plain_runc_is_replaced_when_asked(tk: Client, make: Make
     assert new.id != box.id
     assert new.labels["mine"] == "yes"
     assert new.attrs["HostConfig"]["Runtime"] == registration.NAME
-    box.container = new
+    box = Box(own, settings, new, tmp_path)
     assert number(box) == 2
     assert not [each for each in own.client.containers.list(all=True) if "replaced" in (each.name or "")]
     assert sandbox.refresh().container_id == new.id
     turn(Sandbox(new), sandbox, "echo > /root/later")
     sandbox.restore(turn=kept.number)
     assert number(box) == 2
+
+
+def test_a_fork_of_a_whole_container(tk: Client, make: Make, own: OwnEngine) -> None:
+    box = ready(make(*SERVE))
+    sandbox = tk.attach(box.container.name or "")
+    assert [number(box), number(box)] == [1, 2]
+    (fork,) = sandbox.fork()
+    copy = own.client.containers.get(fork.name)
+    try:
+        code, output = Sandbox(copy).run(["python3", "-c", ASK, "8000"])
+        assert (code, int(output)) == (0, 3)
+        assert number(box) == 3
+    finally:
+        copy.remove(force=True, v=True)

@@ -14,7 +14,7 @@ from turnkeep_store.writer import BlobWriter
 
 from turnkeep.model import Fidelity, ProcessImage, TurnNumber
 from turnkeep.process import archive
-from turnkeep.process.engine import IN_SANDBOX, Dump
+from turnkeep.process.engine import BOTH, IN_SANDBOX, WHOLE, WHOLE_KIND, Dump
 
 _FILES, _PROCESSES = b"files", b"processes"
 
@@ -69,7 +69,7 @@ def _store(writer: BlobWriter, dump: Dump, turn: TurnNumber) -> ProcessImage:
         total += size
         trees.append(replace(each.record, images=entry.subtree.hex(), image_bytes=size))
     return ProcessImage(
-        engine=IN_SANDBOX,
+        engine=_engine_of(dump),
         trees=tuple(trees),
         criu=dump.criu,
         boot_id=boot_id(),
@@ -78,6 +78,11 @@ def _store(writer: BlobWriter, dump: Dump, turn: TurnNumber) -> ProcessImage:
         image_bytes=total,
         stored_bytes=writer.stats.stored_bytes - before,
     )
+
+
+def _engine_of(dump: Dump) -> str:
+    kinds = {tree.record.kind == WHOLE_KIND for tree in dump.trees}
+    return BOTH if len(kinds) == 2 else WHOLE if True in kinds else IN_SANDBOX
 
 
 def boot_id() -> str:

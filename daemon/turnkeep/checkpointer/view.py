@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from turnkeep_store.ids import TreeId
@@ -50,6 +51,7 @@ class FrozenView(Protocol):
 class ContainerView(Protocol):
     """A container as it runs now (or stands still)."""
 
+    id: str
     init_pid: int
     running: bool
     inspected: Mapping[str, Any]
@@ -70,6 +72,8 @@ class ContainerView(Protocol):
     def freezer_folder(self) -> str: ...
 
     def procs_files(self) -> list[str]: ...
+
+    def runc_root(self) -> Path: ...
 
     def frozen(
         self, budget_s: float, *, hold: bool = False

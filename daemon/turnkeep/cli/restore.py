@@ -55,6 +55,13 @@ def restore(
         bool, typer.Option("--no-safety-checkpoint", help="Do not capture the present state first.")
     ] = False,
     verify: Annotated[Reading | None, typer.Option(help="Read everything again, or what changed.")] = None,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace",
+            help="Allow a new container of the same name, where its own processes come back only so.",
+        ),
+    ] = False,
     state_file: Annotated[
         Path | None, typer.Option(help="Write the turn's harness state to this file.", dir_okay=False)
     ] = None,
@@ -73,6 +80,7 @@ def restore(
             new_name=new,
             skip_safety_checkpoint=no_safety_checkpoint,
             verify=verify.value if verify else None,
+            replace=replace,
             on_progress=show,
         )
     if state_file is not None and done.harness_state is not None:

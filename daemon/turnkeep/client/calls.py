@@ -251,6 +251,7 @@ def restore(
     new_name: str | None,
     skip_safety_checkpoint: bool,
     verify: Verify | None,
+    replace: bool,
 ) -> Stream[values.Progress | values.RestoreResult]:
     """Bring a sandbox back. Progress begins anew when the call has to be repeated."""
     ref = turn if checkpoint is None else checkpoint
@@ -263,6 +264,7 @@ def restore(
         new_name=new_name or "",
         skip_safety_checkpoint=skip_safety_checkpoint,
         verify=_named(convert.VERIFY_MODES, "verify", verify) or pb.VERIFY_MODE_UNSPECIFIED,
+        replace=replace,
         request_id=_new_id(),
     )
     return Stream(

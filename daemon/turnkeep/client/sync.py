@@ -6,10 +6,12 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from turnkeep.client import calls, handles, values
+from turnkeep.client import calls, handles, shell, values
 from turnkeep.client.calls import Ref, RestoreMode, Verify
 from turnkeep.client.link import Link
 from turnkeep.client.session import DEFAULT_RETRY_S, OnError, open_session
+from turnkeep.client.shell import Shell
+from turnkeep.client.shell_run import DEFAULT_MAX_OUTPUT_BYTES
 from turnkeep.errors import TurnkeepError
 from turnkeep.model import Finding, RetentionPolicy, TurnMetadata, TurnState
 
@@ -209,6 +211,29 @@ class Sandbox(handles.SandboxHandle):
         )
         return Turn(self, self._link, wish)
 
+    def shell(
+        self,
+        name: str = "main",
+        *,
+        user: str | None = None,
+        workdir: str | None = None,
+        env: Mapping[str, str] | None = None,
+        max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES,
+    ) -> Shell:
+        """Return the shell of this name, started if there is none; it outlives a live restore.
+
+        Raises:
+            InvalidRequest: the name is not of letters, digits, and `._-`; no such user or folder.
+        """
+        return shell.open_shell(
+            lambda: self.info.container_id if self.known else self._container,
+            name,
+            user=user,
+            workdir=workdir,
+            env=env,
+            max_output_bytes=max_output_bytes,
+        )
+
     def adopt(self, number: int) -> Turn:
         """Return a turn that was begun elsewhere, to end it or to store a state with it."""
         turns = self.turns(after=number - 1)
@@ -270,13 +295,16 @@ class Sandbox(handles.SandboxHandle):
         new_name: str | None = None,
         skip_safety_checkpoint: bool = False,
         verify: Verify | None = None,
+        replace: bool = False,
         on_progress: OnProgress | None = None,
     ) -> values.RestoreResult:
         """Bring the sandbox back to a turn or a checkpoint.
 
         The daemon chooses between live and cold unless `mode` says. The present
-        state is captured first, unless told otherwise. Raises whatever
-        `on_error` says: a restore never silently does nothing.
+        state is captured first, unless told otherwise. Where the container's own
+        processes come back only with a new container, `replace` allows one of the
+        same name in its place. Raises whatever `on_error` says: a restore never
+        silently does nothing.
 
         Raises:
             DigestMismatch: what is there now is not what was captured.
@@ -290,6 +318,7 @@ class Sandbox(handles.SandboxHandle):
             new_name=new_name,
             skip_safety_checkpoint=skip_safety_checkpoint,
             verify=verify,
+            replace=replace,
         )
         result = self._link.work(request, on_progress)
         self._learn_own(result.sandbox)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from turnkeep.checkpointer.view import Baseline
-from turnkeep.coordinator.restore import START_FREEZE_S
 from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.errors import Conflict, ContainerNotFound, InvalidRequest, Unsupported
 from turnkeep.journal import Intent
@@ -15,23 +14,27 @@ from turnkeep.model import Checkpoint, Fidelity, MountKind
 from turnkeep.restorer.cold import fill_on_disk, new_container_config, start_and_fill
 from turnkeep.restorer.plan import Progress, Restored
 from turnkeep.restorer.processes import Ready, bring_back
+from turnkeep.restorer.whole import RUNTIME, start_with
 from turnkeep.runtime.container import Container, open_container
 from turnkeep.runtime.engine import Engine
 from turnkeep.runtime.places import places_on_disk
 
 INTENT_LABEL = "turnkeep.restore"
+START_FREEZE_S = 60.0
 MAX_FORKS = 256
+SET_ASIDE = "-turnkeep-replaced"
 
 
 def make_container(
-    sandbox: SandboxCoordinator, checkpoint: Checkpoint, name: str, intent_id: str
+    sandbox: SandboxCoordinator, checkpoint: Checkpoint, name: str, intent_id: str, *, whole: bool
 ) -> tuple[str, dict[str, str]]:
     """Create, not start, a container like the one that a checkpoint was taken of.
 
     A label names the intent, so that recovery knows a half-made one for its own.
 
     Named volumes are made anew, so that nothing another container uses is
-    touched. Returns its id and the volumes' old and new names.
+    touched. A whole container comes back only under our runtime. Returns its id
+    and the volumes' old and new names.
     """
     engine = sandbox.deps.engine
     named = [
@@ -48,6 +51,8 @@ def make_container(
             created.append(new)
         config = new_container_config(checkpoint, volumes)
         _free_ports(config, engine, checkpoint)
+        if whole:
+            config["HostConfig"]["Runtime"] = RUNTIME
         config["Labels"] = {**(config.get("Labels") or {}), INTENT_LABEL: intent_id}
         return engine.create(name, config), volumes
     except BaseException:
@@ -87,6 +92,54 @@ def _free_ports(config: dict[str, Any], engine: Engine, checkpoint: Checkpoint) 
             port: [{**each, "HostPort": ""} for each in published or ()]
             for port, published in bindings.items()
         }
+
+
+class Replacement:
+    """A container of the same name and configuration under our runtime, in another one's place.
+
+    The old one is stopped and out of the way, until it is known that the new one
+    works. Blocking.
+    """
+
+    def __init__(self, engine: Engine, old_id: str, checkpoint: Checkpoint, intent_id: str) -> None:
+        self._engine = engine
+        self._old_id = old_id
+        self._checkpoint = checkpoint
+        self._intent_id = intent_id
+        self._name = engine.inspect(old_id)["Name"].lstrip("/")
+        self.new_id = ""
+
+    def make(self) -> None:
+        """Stop the old one, and create, not start, the new one. If this raises, nothing has changed."""
+        config = new_container_config(self._checkpoint, {})
+        config["Labels"] = {**(config.get("Labels") or {}), INTENT_LABEL: self._intent_id}
+        config["HostConfig"]["Runtime"] = RUNTIME
+        self._engine.stop(self._old_id)
+        self._engine.rename(self._old_id, self._name + SET_ASIDE)
+        try:
+            self.new_id = self._engine.create(self._name, config)
+        except BaseException:
+            self.undo()
+            raise
+
+    def keep(self) -> None:
+        """Remove the old one."""
+        self._engine.remove(self._old_id)
+
+    def undo(self) -> None:
+        """Remove the new one, and give the old one its name again."""
+        if self.new_id:
+            self._engine.remove(self.new_id)
+        self._engine.rename(self._old_id, self._name)
+
+
+def undo_replacement(engine: Engine, old_id: str, intent_id: str) -> None:
+    """Put back what a replacement that was cut off left of itself."""
+    for container in engine.containers_with_label(f"{INTENT_LABEL}={intent_id}"):
+        engine.remove(container)
+    name = engine.inspect(old_id)["Name"].lstrip("/")
+    if name.endswith(SET_ASIDE):
+        engine.rename(old_id, name.removesuffix(SET_ASIDE))
 
 
 def fork_names(engine: Engine, original: str, count: int, names: Sequence[str]) -> list[str]:
@@ -163,7 +216,11 @@ def restore_new(
             "the image has other layers than the checkpoint", object=f"image {checkpoint.image}"
         )
     progress("create", 0, 0)
-    container_id, volumes = make_container(sandbox, checkpoint, intent.details["name"], intent.id)
+    if ready.whole is not None and RUNTIME not in (deps.engine.info().get("Runtimes") or {}):
+        ready.leave_whole("the runtime turnkeep is not registered (turnkeep install)")
+    container_id, volumes = make_container(
+        sandbox, checkpoint, intent.details["name"], intent.id, whole=ready.whole is not None
+    )
     try:
         inspected = deps.engine.inspect(container_id)
         places = places_on_disk(inspected, checkpoint.mounts)
@@ -175,7 +232,7 @@ def restore_new(
             unstarted.close()
 
         def start() -> Container:
-            deps.engine.start(container_id)
+            start_with(ready, deps.processes, container_id, lambda: deps.engine.start(container_id))
             return open_container(deps.engine, deps.freezer, container_id)
 
         return start_and_fill(
@@ -189,6 +246,7 @@ def restore_new(
             progress=progress,
             and_then=lambda container: bring_back(ready, container, deps.processes),
             is_copy=True,
+            whole=ready.whole is not None,
         )
     except BaseException:
         deps.engine.remove(container_id)

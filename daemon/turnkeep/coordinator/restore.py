@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from turnkeep.checkpointer.view import Baseline
-from turnkeep.coordinator.deps import run
+from turnkeep.coordinator.creation import START_FREEZE_S, Replacement
+from turnkeep.coordinator.deps import Deps, run
 from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.errors import ContainerNotRunning, SandboxGone, Unsupported
 from turnkeep.journal import Delete, Intent, put_intent
@@ -35,15 +36,14 @@ from turnkeep.restorer.cold import (
 )
 from turnkeep.restorer.live import restore_live, stop_strays, wait_until_gone
 from turnkeep.restorer.plan import Choice, Progress, Restored, choose, no_progress
-from turnkeep.restorer.processes import Ready, bring_back, load_images, reap_dead
+from turnkeep.restorer.processes import Ready, bring_back, compare_whole, load_images, reap_dead
+from turnkeep.restorer.whole import NOT_OURS, RUNTIME, start_with
 from turnkeep.runtime.container import Container, open_container
 from turnkeep.runtime.places import Places, places_on_disk
 from turnkeep.watch.processes import Process, sample, stateful_test
 
 RESTORE_FREEZE_S = 600.0
 """A restore's freeze is held by the daemon alone; this bounds only how long freezing may take to begin."""
-
-START_FREEZE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +54,7 @@ class Wish:
     turn: Turn | None
     live: bool | None = None
     skip_safety: bool = False
+    replace: bool = False
     full: bool | None = None
 
 
@@ -97,6 +98,7 @@ async def restore(sandbox: SandboxCoordinator, wish: Wish, progress: Progress) -
                 hint="restore with --mode live, or into a new container with --new NAME",
             )
         ready = await load(sandbox, wish.checkpoint, container)
+        choice = _leave_whole(ready, container.inspected, replace=wish.replace) or choice
         work = _Work(sandbox, container, wish, choice, ready, progress)
         try:
             restored = await work.do(is_stateful)
@@ -161,7 +163,19 @@ class _Work:
                 return await live(
                     sandbox, self._container, wish.checkpoint, self._ready, full=full, progress=self._progress
                 )
-            return await cold(sandbox, self._container, wish.checkpoint, self._progress, self._ready)
+            replacement = None
+            if wish.replace and self._ready.whole is not None:
+                replacement = await run(
+                    pools.engine,
+                    Replacement,
+                    sandbox.deps.engine,
+                    sandbox.record.container_id,
+                    wish.checkpoint,
+                    self.intent.id,
+                )
+            return await cold(
+                sandbox, self._container, wish.checkpoint, self._progress, self._ready, replacement
+            )
         except Exception as error:
             await self._give_up(error)
             raise
@@ -207,6 +221,7 @@ class _Work:
     async def _go_back(self, before: Checkpoint) -> None:
         sandbox = self._sandbox
         ready = await load(sandbox, before)
+        _leave_whole(ready, self._container.inspected, replace=False)
         try:
             if self._choice.live:
                 await run(sandbox.deps.pools.long, _processes_again, sandbox, self._container, ready)
@@ -214,6 +229,16 @@ class _Work:
                 await cold(sandbox, await sandbox.open(), before, self._progress, ready)
         finally:
             ready.close()
+
+
+def _leave_whole(ready: Ready, inspected: Mapping[str, Any], *, replace: bool) -> Choice | None:
+    """Return the way to bring back a whole container; leave it out, and say so, where there is none."""
+    if ready.whole is None:
+        return None
+    if replace or inspected["HostConfig"].get("Runtime") == RUNTIME:
+        return Choice(False, "its own processes come back only as the container starts")
+    ready.leave_whole(NOT_OURS)
+    return None
 
 
 def _head_turn(wish: Wish) -> int:
@@ -349,9 +374,14 @@ async def cold(
     checkpoint: Checkpoint,
     progress: Progress,
     ready: Ready,
+    replacement: Replacement | None = None,
 ) -> Restored:
-    """Stop the container, put its files right, start it; the caller holds the sandbox."""
-    return await _cold(sandbox, sandbox.places or container.places, checkpoint, progress, ready)
+    """Stop the container, put its files right, start it; the caller holds the sandbox.
+
+    With a replacement, another container takes its place.
+    """
+    places = sandbox.places or container.places
+    return await _cold(sandbox, places, checkpoint, progress, ready, replacement)
 
 
 async def cold_again(
@@ -362,6 +392,7 @@ async def cold_again(
         await sandbox.open()
     places = sandbox.places or places_on_disk(inspected, checkpoint.mounts)
     ready = await load(sandbox, checkpoint)
+    _leave_whole(ready, inspected, replace=False)
     try:
         return await _cold(sandbox, places, checkpoint, no_progress, ready)
     finally:
@@ -369,25 +400,72 @@ async def cold_again(
 
 
 async def _cold(
-    sandbox: SandboxCoordinator, places: Places, checkpoint: Checkpoint, progress: Progress, ready: Ready
+    sandbox: SandboxCoordinator,
+    places: Places,
+    checkpoint: Checkpoint,
+    progress: Progress,
+    ready: Ready,
+    replacement: Replacement | None = None,
 ) -> Restored:
     deps = sandbox.deps
-    container_id = sandbox.record.container_id
+    restored, baseline, started = await run(
+        deps.pools.long,
+        _restart,
+        deps,
+        sandbox.record.container_id,
+        places,
+        checkpoint,
+        progress,
+        ready,
+        replacement,
+    )
+    sandbox.use(started)
+    sandbox.baseline = baseline
+    if replacement is not None:
+        await sandbox.update(
+            "replaced",
+            "by a container of the same name and configuration",
+            record={"container_id": started.id},
+            details={"old": sandbox.record.container_id, "new": started.id},
+        )
+        await run(deps.pools.engine, replacement.keep)
+    return restored
 
-    def start() -> Container:
-        deps.engine.start(container_id)
-        return open_container(deps.engine, deps.freezer, container_id)
 
-    def whole() -> tuple[Restored, Baseline, Container]:
-        progress("stop", 0, 0)
-        deps.engine.stop(container_id)
-        wait_until_unmounted(places.rootfs.host_path)
+def _restart(
+    deps: Deps,
+    container_id: str,
+    places: Places,
+    checkpoint: Checkpoint,
+    progress: Progress,
+    ready: Ready,
+    replacement: Replacement | None,
+) -> tuple[Restored, Baseline, Container]:
+    """Stop the container, put what is on the disk right, start it, and put the rest right. Blocking."""
+    progress("stop", 0, 0)
+    deps.engine.stop(container_id)
+    wait_until_unmounted(places.rootfs.host_path)
+    if replacement is not None:
+        replacement.make()
+        container_id = replacement.new_id
+        places = places_on_disk(deps.engine.inspect(container_id), checkpoint.mounts)
+    try:
         written = fill_on_disk(deps.repository, checkpoint, places.covered, progress)
         stopped = open_container(deps.engine, deps.freezer, container_id, places)
         try:
             present = deps.checkpointer.current_state(stopped, None)
         finally:
             stopped.close()
+
+        def start() -> Container:
+            start_with(ready, deps.processes, container_id, lambda: deps.engine.start(container_id))
+            return open_container(deps.engine, deps.freezer, container_id)
+
+        def and_then(container: Container) -> list[str]:
+            if ready.whole is not None:
+                compare_whole(ready, container)
+            return bring_back(ready, container, deps.processes)
+
         return start_and_fill(
             deps.repository,
             deps.checkpointer,
@@ -397,13 +475,13 @@ async def _cold(
             written,
             budget_s=START_FREEZE_S,
             progress=progress,
-            and_then=lambda container: bring_back(ready, container, deps.processes),
+            and_then=and_then,
+            whole=ready.whole is not None,
         )
-
-    restored, baseline, started = await run(deps.pools.long, whole)
-    sandbox.use(started)
-    sandbox.baseline = baseline
-    return restored
+    except BaseException:
+        if replacement is not None:
+            replacement.undo()
+        raise
 
 
 async def finish(sandbox: SandboxCoordinator, checkpoint: Checkpoint, intent: Intent, head_turn: int) -> None:

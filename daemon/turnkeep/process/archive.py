@@ -1,9 +1,9 @@
 """Images of processes in the store.
 
-A tree's images become a folder: `pages-N.img` are files of their own, cut where
+A tree's images become a folder. `pages-N.img` are files of their own, cut where
 the memory they hold is, so that a range of memory that did not change is the same
-chunk in every dump, whatever was dumped before it; all other images, many and
-small, lie one after the other in a single stream.
+chunk in every dump, whatever was dumped before it. So are other large ones. All
+others, many and small, lie one after the other in a single stream.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ _PAGES = re.compile(r"pages-(\d+)\.img")
 _PAGEMAP = re.compile(r"pagemap-[\w-]+\.img")
 _PRESENT, _PARENT = 4, 1
 _HEADER_BYTES = 4
-_READ_BYTES = 4 * 1024 * 1024
-MAX_NAMES = 1_000_000
+_LARGE_BYTES = 1024 * 1024
 
 
 class Folder(Protocol):
@@ -44,6 +43,8 @@ class Folder(Protocol):
 
     def read(self, name: str) -> bytes: ...
 
+    def size(self, name: str) -> int: ...
+
     def write(self, name: str, content: bytes) -> None: ...
 
 
@@ -54,11 +55,11 @@ def store(sink: BlobSink, folder: Folder) -> tuple[Entry, int]:
         StoreError, OSError: storing or reading failed.
     """
     names = folder.names()
-    pages = [name for name in names if _PAGES.fullmatch(name)]
+    large = [name for name in names if _PAGES.fullmatch(name) or folder.size(name) > _LARGE_BYTES]
     cuts = _cuts(folder, names)
     entries = {}
     total = 0
-    for name in pages:
+    for name in large:
         fd = folder.open(name)
         try:
             content = write_chunks(sink, _chunks(fd, cuts.get(name, [])))
@@ -67,7 +68,7 @@ def store(sink: BlobSink, folder: Folder) -> tuple[Entry, int]:
         size = sum(extent.length for extent in content)
         total += size
         entries[name.encode()] = _file(name.encode(), size, content)
-    small = write_stream(sink, _packed(folder, sorted(set(names) - set(pages))))
+    small = write_stream(sink, _packed(folder, sorted(set(names) - set(large))))
     size = sum(extent.length for extent in small)
     entries[_SMALL] = _file(_SMALL, size, small)
     directory = Directory(entries)
@@ -89,7 +90,7 @@ def load(source: BlobSource, tree: TreeId, folder: Folder) -> None:
             _unpack(b"".join(data for _, data in _all(source, entry)), folder)
             continue
         name = entry.name.decode()
-        if not _PAGES.fullmatch(name):
+        if "/" in name or name in (".", ".."):
             raise Damaged(f"process images {tree.hex()}: {name!r} does not belong there")
         fd = folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:

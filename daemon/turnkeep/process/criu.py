@@ -40,6 +40,8 @@ class Criu:
     loader: str
     library_path: str
     version: str
+    folder: str
+    """Where a `criu` lies that others can start: runc finds it by PATH."""
 
 
 def find_criu(configured: str = "") -> Criu | None:
@@ -82,7 +84,14 @@ def _look_at(path: Path) -> Criu | None:
     version = re.search(r"Version: (\S+)", said)
     if version is None:
         return None
-    return Criu(program=str(program), loader=loader, library_path=library_path, version=version[1])
+    folder = str(path / "bin" if path.is_dir() else path.parent)
+    return Criu(
+        program=str(program),
+        loader=loader,
+        library_path=library_path,
+        version=version[1],
+        folder=folder,
+    )
 
 
 def _interpreter(program: Path) -> str | None:

@@ -16,6 +16,7 @@ from typing import Protocol
 from turnkeep.config import ProcessSettings
 from turnkeep.errors import CaptureFailed, CriuFailed, SandboxGone, TurnkeepError, Unsupported
 from turnkeep.model import ProcessLine, ProcessTree
+from turnkeep.process import whole
 from turnkeep.process.criu import find_criu
 from turnkeep.process.findings import Findings, Kind, Tie
 from turnkeep.process.launch import Launcher, Place
@@ -25,7 +26,10 @@ from turnkeep.process.sharing import examine
 from turnkeep.process.table import Row, may_trace, read_table
 from turnkeep.process.trees import Forest, Tree, TreeKind, partition
 
-IN_SANDBOX = "in the sandbox"
+IN_SANDBOX, WHOLE, BOTH = "in the sandbox", "the whole container", "both"
+WHOLE_KIND = "whole"
+"""The kind of a tree that runc dumped: the container's init with all its descendants."""
+
 NO_CRIU = "CRIU is not there"
 
 NULL = "null"
@@ -38,6 +42,7 @@ INIT_FD = "init:"
 class Sandbox(Protocol):
     """What is needed of a sandbox's container."""
 
+    id: str
     init_pid: int
 
     def pids(self) -> list[int]: ...
@@ -46,6 +51,8 @@ class Sandbox(Protocol):
     def freezer_folder(self) -> str: ...
 
     def procs_files(self) -> list[str]: ...
+
+    def runc_root(self) -> Path: ...
 
 
 @dataclass(slots=True)
@@ -74,10 +81,12 @@ class Processes:
     """Captures and restores processes, or knows why that cannot be. Used from any thread."""
 
     def __init__(self, settings: ProcessSettings, run_dir: Path) -> None:
-        self._settings = settings
+        self.settings = settings
+        self.run_dir = run_dir
         self._launcher: Launcher | None = None
         self._engine: InSandbox | None = None
         self.criu = ""
+        self._criu_bin = ""
         self.degraded = ""
         try:
             self._start(run_dir)
@@ -85,17 +94,18 @@ class Processes:
             self.degraded = f"processes are not captured: {error}"
 
     def _start(self, run_dir: Path) -> None:
-        if not self._settings.enabled:
+        if not self.settings.enabled:
             raise Unsupported("process.enabled is off")
-        criu = find_criu(self._settings.criu)
+        criu = find_criu(self.settings.criu)
         if criu is None:
             raise Unsupported(f"{NO_CRIU} (make host installs it)")
         self._launcher = Launcher(criu, run_dir / "criu")
-        engine = InSandbox(self._launcher, self._settings.image_bytes)
+        engine = InSandbox(self._launcher, self.settings.image_bytes)
         with _open_process(os.getpid()) as own:
             engine.prime(Place(init=own))
         self._engine = engine
         self.criu = criu.version
+        self._criu_bin = criu.folder
 
     def close(self) -> None:
         """End the launcher, once nothing runs any more."""
@@ -150,7 +160,9 @@ class Processes:
         findings = examine(forest.trees, sandbox.init_pid)
         try:
             with _place(sandbox) as place:
-                work = _Work(self._engine, self._settings, place, sandbox, findings, list(started))
+                work = _Work(
+                    self._engine, self.settings, place, sandbox, findings, list(started), self._criu_bin
+                )
                 for tree in forest.to_dump:
                     try:
                         result.trees.append(work.dump(tree))
@@ -190,7 +202,9 @@ class _Work:
         sandbox: Sandbox,
         findings: Findings,
         spare: list[Waiting],
+        criu_bin: str,
     ) -> None:
+        self._criu_bin = criu_bin
         self._engine = engine
         self._settings = settings
         self._place = place
@@ -205,7 +219,12 @@ class _Work:
             CriuFailed: it cannot be dumped, or is not to be.
             CaptureFailed: see `Processes.dump`.
         """
-        self._refuse(tree)
+        try:
+            self._refuse(tree)
+        except CriuFailed as error:
+            if tree.kind is not TreeKind.INIT or tree.problems or self._findings.blocking_whole():
+                raise
+            return self._dump_whole(tree, error.message)
         ties = self._findings.ties_of(tree.root_pid)
         replaced = {tie.inherit: _stand_in(tie) for tie in ties}
         external = [tie.external for tie in ties if tie.external]
@@ -221,6 +240,29 @@ class _Work:
         except BaseException:
             dumped.images.close()
             raise
+
+    def _dump_whole(self, tree: Tree, why: str) -> TreeDump:
+        """Have runc dump the init's tree together with the container's mounts and namespaces."""
+        images, work = self._engine.new_images(), self._engine.new_images()
+        try:
+            tcp = "established" if self._settings.keep_connections else "close"
+            runc = whole.Runc(root=self._sandbox.runc_root(), criu_bin=self._criu_bin)
+            options = whole.DumpOptions(tcp=tcp)
+            stats = whole.dump(runc, self._sandbox.id, images.as_path, work.as_path, options)
+            record = ProcessTree(
+                kind=WHOLE_KIND,
+                root=tree.inner_root_pid,
+                images="",
+                processes=tuple(map(_line, read_table(tree.pids, self._sandbox.init_pid).rows)),
+                notes=(f"dumped as a whole container: {why}",),
+                stopped_ns=stats.frozen_us * 1000,
+            )
+        except BaseException:
+            images.close()
+            raise
+        finally:
+            work.close()
+        return TreeDump(record, images)
 
     def _refuse(self, tree: Tree) -> None:
         if tree.kind is TreeKind.INIT and tree.root_pid in tree.stateful:

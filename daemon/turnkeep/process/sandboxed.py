@@ -15,6 +15,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from turnkeep.errors import CriuFailed
 from turnkeep.process.launch import Launcher, Place, Run, ready
@@ -44,13 +45,17 @@ class Images:
     mount: int
     folder: int
     path: str = ""
+    name: str = "."
 
     @classmethod
-    def in_memory(cls, limit_bytes: int) -> Images:
-        """Make an empty folder in memory, of bounded size."""
+    def in_memory(cls, limit_bytes: int, name: str = ".") -> Images:
+        """Make an empty folder in memory, of bounded size; with a name, below the file system's root."""
         mount = memory_file_system(limit_bytes)
         try:
-            return cls(mount, os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount))
+            if name != ".":
+                os.mkdir(name, 0o700, dir_fd=mount)
+            folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+            return cls(mount, folder, name=name)
         except BaseException:
             os.close(mount)
             raise
@@ -67,6 +72,15 @@ class Images:
         """Return a file's content."""
         with os.fdopen(self.open(name), "rb") as file:
             return file.read()
+
+    def size(self, name: str) -> int:
+        """Return a file's size."""
+        return os.stat(name, dir_fd=self.folder, follow_symlinks=False).st_size
+
+    @property
+    def as_path(self) -> Path:
+        """A path that leads to it for processes of the host, while this one lives and holds it."""
+        return Path(f"/proc/{os.getpid()}/fd/{self.mount}", self.name)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file."""
@@ -124,9 +138,9 @@ class InSandbox:
     image_bytes: int
     cache: bytes = field(default=b"", repr=False)
 
-    def new_images(self) -> Images:
+    def new_images(self, name: str = ".") -> Images:
         """Make an empty folder for a tree's images."""
-        return Images.in_memory(self.image_bytes)
+        return Images.in_memory(self.image_bytes, name)
 
     @contextlib.contextmanager
     def waiting(self, place: Place) -> Iterator[Waiting]:

@@ -92,17 +92,23 @@ def fill_on_disk(
 
 
 def fill_running(
-    repository: Repository, checkpoint: Checkpoint, container: Container, total: Written
+    repository: Repository,
+    checkpoint: Checkpoint,
+    container: Container,
+    total: Written,
+    *,
+    memory: bool = True,
 ) -> list[Place]:
     """Fill what exists only in a running container: tmpfs mounts and the engine's own files.
 
-    Returns the places that were filled. The caller froze the container.
+    Returns the places that were filled. The caller froze the container. Without
+    `memory` the tmpfs mounts are left as they are.
     """
     top = _top(repository, checkpoint)
     filled = []
     for place in container.covered():
         entry = top.entries.get(place.slot)
-        if entry is None or not is_volatile(place):
+        if entry is None or not is_volatile(place) or not (memory or place.is_file):
             continue
         fd = place.open(container.init_pid)
         try:
@@ -137,6 +143,7 @@ def start_and_fill(
     progress: Progress,
     and_then: Callable[[Container], list[str]] | None = None,
     is_copy: bool = False,
+    whole: bool = False,
 ) -> tuple[Restored, Baseline, Container]:
     """Start a container whose disk content is restored, fill the rest, and compare digests.
 
@@ -144,7 +151,9 @@ def start_and_fill(
     what is read of the rest after it, it has to have the checkpoint's digest. A
     container whose own process writes at once differs from it later, rightly.
     `and_then` brings back the processes once the files are right; nothing has run
-    until then. A copy gets back its own names and address before that.
+    until then. A copy gets back its own names and address before that. Where `start`
+    brought back the whole container, its processes run already, with the memory
+    file systems of the same instant.
 
     Raises:
         DigestMismatch: they differ.
@@ -153,12 +162,13 @@ def start_and_fill(
     container = start()
     with container.frozen(budget_s, hold=True) as freeze:
         identity = Identity(container) if is_copy else None
-        filled = fill_running(repository, checkpoint, container, written)
+        filled = fill_running(repository, checkpoint, container, written, memory=not whole)
         progress("verify", 0, 0)
         state = checkpointer.current_state(container, None)
         processes = None if checkpoint.processes else sample(container.pids(), container.usage_ns)
         volatile = {place.slot for place in filled}
-        digest = _compare(repository, checkpoint, on_disk, state, volatile)
+        untouched = {place.slot for place in container.covered() if is_volatile(place)} - volatile
+        digest = _compare(repository, checkpoint, on_disk, state, volatile, untouched)
         targets = ", ".join(sorted(place.mount.target for place in filled))
         notes: tuple[str, ...] = (NOT_ONE_INSTANT.format(places=targets),) if filled else ()
         if identity is not None:
@@ -182,13 +192,20 @@ def _compare(
     on_disk: State,
     running: State,
     volatile: Collection[bytes],
+    untouched: Collection[bytes] = (),
 ) -> Digest:
-    """Return the digest of what is there: `volatile` places as they run, the rest as it lay on disk."""
+    """Return the digest of what is there: `volatile` places as they run, the rest as it lay on disk.
+
+    `untouched` places were brought back with the processes, and have moved on with them.
+    """
     entries: dict[bytes, Entry] = {}
     sources: dict[bytes, Source] = {}
+    for entry in _top(repository, checkpoint):
+        if entry.name in untouched:
+            entries[entry.name], sources[entry.name] = entry, repository
     for state, wanted in ((on_disk, False), (running, True)):
         for entry in state.source.read_directory(state.tree):
-            if (entry.name in volatile) is wanted:
+            if entry.name not in untouched and (entry.name in volatile) is wanted:
                 entries[entry.name], sources[entry.name] = entry, state.source
     digest = Directory(entries).digest()
     if digest.hex() == checkpoint.digest:

@@ -23,7 +23,7 @@ from turnkeep.model import ProcessImage, ProcessLine, ProcessTree
 from turnkeep.process import archive
 from turnkeep.process.allowance import allowance_from
 from turnkeep.process.confinement import Confinement, compare
-from turnkeep.process.engine import INIT_FD, Processes
+from turnkeep.process.engine import INIT_FD, WHOLE_KIND, Processes
 from turnkeep.process.images import open_images
 from turnkeep.process.keeper import renumber_root
 from turnkeep.process.launch import Place
@@ -65,6 +65,8 @@ class Ready:
     trees: list[ReadyTree] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     vetted: bool = False
+    whole: ReadyTree | None = None
+    """The init's tree where runc dumped it: it comes back only as the container starts."""
 
     def vet(self, container: Container) -> None:
         """Check that the images ask for nothing that the container does not give.
@@ -81,12 +83,19 @@ class Ready:
                 "processes": tree.confinement,
                 "external": frozenset(map(str.encode, tree.record.replaced)),
             }
-            vet(open_images(tree.images.folder), allowance_from(container.bundle(), init, **more))
+            vet(open_images(tree.images.folder), allowance_from(container.configuration(), init, **more))
         self.vetted = True
+
+    def leave_whole(self, why: str) -> None:
+        """Do without the init's tree, and say so."""
+        if self.whole is not None:
+            self.whole.images.close()
+            self.whole = None
+            self.notes.append(f"the container's own processes were captured, but did not come back: {why}")
 
     def close(self) -> None:
         """Let go of the images."""
-        for tree in self.trees:
+        for tree in [*self.trees, *([self.whole] if self.whole is not None else [])]:
             tree.images.close()
 
 
@@ -107,7 +116,11 @@ def load_images(
     try:
         if image is not None:
             for record in image.trees:
-                ready.trees.append(_load(repository, processes, image, record, ready))
+                tree = _load(repository, processes, image, record, ready)
+                if record.kind == WHOLE_KIND:
+                    ready.whole = tree
+                else:
+                    ready.trees.append(tree)
         if container is not None and container.running:
             ready.vet(container)
     except BaseException:
@@ -119,13 +132,13 @@ def load_images(
 def _load(
     repository: Repository, processes: Processes, image: ProcessImage, record: ProcessTree, ready: Ready
 ) -> ReadyTree:
-    images = processes.engine.new_images()
+    images = processes.engine.new_images("images" if record.kind == WHOLE_KIND else ".")
     try:
         archive.load(repository, TreeId(bytes.fromhex(record.images)), images)
         same_boot = image.boot_id == boot_id()
         if not same_boot and OTHER_BOOT not in ready.notes:
             ready.notes.append(OTHER_BOOT)
-        if same_boot:
+        if same_boot and record.kind == TreeKind.EXEC:
             # The clocks of this boot went on. With a time namespace of its own CRIU
             # could not dump a process a second time.
             with contextlib.suppress(FileNotFoundError):
@@ -166,7 +179,7 @@ def bring_back(ready: Ready, container: Container, processes: Processes) -> list
         If it raises, no restored process is left.
     """
     if not ready.trees:
-        return []
+        return list(ready.notes)
     ready.vet(container)
     init = observe(container.init_pid)
     doomed: set[int] = set()
@@ -294,6 +307,30 @@ def _differences(line: ProcessLine, row: Row | None, root: int, keeper: int) -> 
     return [
         f"{name}: its {what} is {found}, not {wanted}" for what, wanted, found in pairs if wanted != found
     ]
+
+
+def compare_whole(ready: Ready, container: Container) -> None:
+    """Compare a container that came back as a whole with what was captured. It is frozen.
+
+    Raises:
+        RestoreFailed: they differ.
+    """
+    assert ready.whole is not None
+    table = read_table(_everyone(container), container.init_pid)
+    there = {row.pid: row for row in table.rows}
+    # Its own cgroups and namespaces are new, and made by runc as for any start.
+    init = observe(container.init_pid)
+    wrong: list[str] = []
+    for line in ready.whole.record.processes:
+        row = there.get(line.pid)
+        wrong += _differences(line, row, 0, 0)
+        if row is not None and line.pid in ready.whole.confinement:
+            wrong += _weaker(ready.whole.confinement[line.pid], row, init, container)
+    if wrong:
+        raise RestoreFailed(
+            f"processes are not as they were captured: {'; '.join(wrong[:_SHOWN])}",
+            object=f"container {container.name}",
+        )
 
 
 def _weaker(captured: Confinement, row: Row, init: Confinement, container: Container) -> list[str]:

@@ -7,12 +7,14 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from turnkeep_store.layers import LayerView
 
-from turnkeep.errors import ContainerNotRunning, SandboxGone, Unsupported
+from turnkeep.errors import ContainerNotRunning, Unsupported
 from turnkeep.model import ContainerState, Mount
+from turnkeep.runtime.bundle import find_bundle
 from turnkeep.runtime.cgroup import Cgroup, find_cgroup
 from turnkeep.runtime.engine import Engine, state_of
 from turnkeep.runtime.freezer import Freezer, Frozen
@@ -140,27 +142,25 @@ class Container:
             self._images[place.slot] = LayerView(place.layers)
         return self._images[place.slot]
 
-    def bundle(self) -> Mapping[str, Any]:
-        """Return the OCI configuration that the runtime made it from (config.json of its bundle).
-
-        The process that the init's parent is, containerd's shim, works in the bundle.
+    def configuration(self) -> Mapping[str, Any]:
+        """Return the OCI configuration that it was made from (config.json of its bundle).
 
         Raises:
             SandboxGone: the container is gone.
             Unsupported: there is no such file.
         """
+        path = find_bundle(self.init_pid, self.id).path / "config.json"
         try:
-            with open(f"/proc/{self.init_pid}/stat", "rb") as file:
-                shim = int(file.read().rpartition(b")")[2].split()[1])
-            with open(f"/proc/{shim}/cwd/config.json", "rb") as file:
-                spec: Mapping[str, Any] = json.load(file)
-        except ProcessLookupError as error:
-            raise SandboxGone("its init process is gone", object=f"container {self.name}") from error
+            spec: Mapping[str, Any] = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             raise Unsupported(
-                f"its runtime's configuration cannot be read: {error}", object=f"container {self.name}"
+                f"its configuration cannot be read: {error}", object=f"container {self.name}"
             ) from error
         return spec
+
+    def runc_root(self) -> Path:
+        """Return where runc keeps its record of it."""
+        return find_bundle(self.init_pid, self.id).runc_root
 
     def close(self) -> None:
         """Let go of the image's layers."""

@@ -121,6 +121,21 @@ class Engine:
             answer = api._post_json(api._url("/containers/create"), params={"name": name}, data=dict(config))
             return cast("str", api._result(answer, True)["Id"])
 
+    def rename(self, container_id: str, name: str) -> None:
+        """Give a container another name.
+
+        Raises:
+            Conflict: the name is taken.
+        """
+        with _errors(container_id[:12]):
+            self._client.api.rename(container_id, name)
+
+    def containers_with_label(self, label: str) -> list[str]:
+        """Return the ids of all containers that carry a label ("key=value")."""
+        with _errors("engine"):
+            found = self._client.api.containers(all=True, filters={"label": label})
+        return [each["Id"] for each in found]
+
     def remove(self, container_id: str) -> None:
         """Remove a container with its anonymous volumes. Does nothing if it is gone."""
         with _errors(container_id[:12]), contextlib.suppress(NotFound):

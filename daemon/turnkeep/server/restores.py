@@ -122,6 +122,7 @@ class RestoreCalls:
             turn=turn,
             live=live,
             skip_safety=request.skip_safety_checkpoint,
+            replace=request.replace,
             full=full,
         )
         if request.mode == pb.RESTORE_MODE_NEW or request.new_name:

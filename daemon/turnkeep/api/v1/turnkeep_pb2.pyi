@@ -1735,6 +1735,7 @@ class RestoreSandboxRequest(_message.Message):
     SKIP_SAFETY_CHECKPOINT_FIELD_NUMBER: _builtins.int
     VERIFY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
     sandbox: _builtins.str
     """Sandbox id, container name or container id."""
     mode: Global___RestoreMode.ValueType
@@ -1747,6 +1748,11 @@ class RestoreSandboxRequest(_message.Message):
     """How much to read again."""
     request_id: _builtins.str
     """The caller's id of this request: the same again gives the same answer."""
+    replace: _builtins.bool
+    """Put a container of the same name and configuration, under the runtime
+    "turnkeep", in the place of this one, where its own processes come back in no
+    other way.
+    """
     @_builtins.property
     def ref(self) -> Global___CheckpointRef:
         """Which checkpoint."""
@@ -1761,10 +1767,11 @@ class RestoreSandboxRequest(_message.Message):
         skip_safety_checkpoint: _builtins.bool = ...,
         verify: Global___VerifyMode.ValueType = ...,
         request_id: _builtins.str = ...,
+        replace: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "new_name", b"new_name", "ref", b"ref", "request_id", b"request_id", "sandbox", b"sandbox", "skip_safety_checkpoint", b"skip_safety_checkpoint", "verify", b"verify"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "new_name", b"new_name", "ref", b"ref", "replace", b"replace", "request_id", b"request_id", "sandbox", b"sandbox", "skip_safety_checkpoint", b"skip_safety_checkpoint", "verify", b"verify"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
