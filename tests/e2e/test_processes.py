@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from collections.abc import Callable
 
 import pytest
 from turnkeep.client.sync import Client, Sandbox
-from turnkeep.model import Fidelity
+from turnkeep.errors import TurnFailed
+from turnkeep.model import Fidelity, TurnState
 
 from tests.e2e.harness import Box, Daemon, turn, wait_until
 
@@ -192,3 +194,35 @@ def test_into_a_new_container(box: Box, sandbox: Sandbox, tk: Client, daemon: Da
     new = Box(box.container.client.containers.get(f"{box.name}-new"))  # type: ignore[union-attr]
     assert get(new) == 2
     assert get(box) == 3
+
+
+def test_a_client_of_docker_exec_that_waits(daemon: Daemon, make: Callable[..., Box]) -> None:
+    """What becomes of a command whose output somebody still reads is the operator's choice."""
+    for policy in ("capture", "record", "fail", "wait"):
+        daemon.stop()
+        daemon.configure(f'auto_attach = false\n[process]\nexec_sessions = "{policy}"\nexec_wait_s = 60')
+        daemon.start()
+        box = make()
+        with daemon.connect() as tk:
+            sandbox = tk.attach(box.name)
+            loop = "touch /root/up; while [ ! -e /root/end ]; do sleep 0.02; done; echo done > /root/out"
+            client = subprocess.Popen(["docker", "exec", box.name, "sh", "-c", loop], stdout=subprocess.PIPE)
+            wait_until(lambda box=box: box.sh("test -e /root/up && echo yes", check=False), "it runs")
+            open_turn = sandbox.turn(label=policy)
+            open_turn.begin()
+            open_turn.end()
+            if policy == "wait":
+                box.sh("touch /root/end")
+            info = open_turn.wait(state=TurnState.CLASSIFIED) if policy == "fail" else open_turn.wait()
+            if policy == "fail":
+                with pytest.raises(TurnFailed, match="docker exec"):
+                    open_turn.wait()
+            else:
+                checkpoint = sandbox.find_checkpoint(info.number)
+                whole = policy in ("capture", "wait")
+                assert (checkpoint.fidelity is Fidelity.COMPLETE) is whole
+                assert any("docker exec" in each for each in checkpoint.not_captured) is not whole
+            if policy == "wait":
+                assert box.sh("cat /root/out") == "done\n"
+            box.sh("touch /root/end")
+            client.communicate()

@@ -6,6 +6,7 @@ build on; the gate opens earlier, at the consistent point.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ from turnkeep.runtime.container import Container
 
 log = structlog.get_logger()
 
+_EXEC_POLL_S = 0.05
+
 
 class Captures(SandboxState):
     """The part of a sandbox's coordinator that keeps what changed."""
@@ -75,6 +78,7 @@ class Captures(SandboxState):
         ended_ns = self._ended_ns.get(turn.number, time.monotonic_ns())
         capture_pool = self.deps.pools.capture
         container = await self.open()
+        await self._wait_for_execs(container)
         inspection = await run(capture_pool, self.deps.checkpointer.inspect, container, self.baseline)
         decision = inspection.decision
         timings = replace(turn.timings, inspect_ns=time.monotonic_ns() - ended_ns)
@@ -89,6 +93,17 @@ class Captures(SandboxState):
             return
         with self._undoing(inspection):
             await self._keep_changed(turn, container, inspection, timings, ended_ns, open_gate)
+
+    async def _wait_for_execs(self, container: Container) -> None:
+        """With `exec_sessions = "wait"`, wait for commands that a client of `docker exec` waits for."""
+        settings = self.deps.config.process
+        if settings.exec_sessions != "wait":
+            return
+        deadline = time.monotonic() + settings.exec_wait_s
+        while await run(self.deps.pools.capture, self.deps.processes.attached, container):
+            if time.monotonic() > deadline:
+                return
+            await asyncio.sleep(_EXEC_POLL_S)
 
     async def _keep_changed(
         self,

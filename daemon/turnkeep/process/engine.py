@@ -131,8 +131,8 @@ class Processes:
         with contextlib.ExitStack() as stack:
             started: list[Waiting] = []
             if not may_trace(pids):
-                place = stack.enter_context(_place(sandbox))
-                with contextlib.suppress(CriuFailed, SandboxGone, OverflowError):
+                with contextlib.suppress(CriuFailed, SandboxGone, OverflowError, OSError):
+                    place = stack.enter_context(_place(sandbox))
                     for _ in _forest(sandbox, is_stateful).to_dump:
                         started.append(stack.enter_context(self._engine.waiting(place)))
             yield started
@@ -168,14 +168,16 @@ class Processes:
                         result.trees.append(work.dump(tree))
                     except CriuFailed as error:
                         result.missing.append(f"processes {_names(tree)}: {error.message}")
+        except CriuFailed as error:
+            result.missing += [f"processes {_names(tree)}: {error.message}" for tree in forest.to_dump]
         except BaseException:
             result.close()
             raise
         return result
 
-    def attached(self, sandbox: Sandbox, is_stateful: Callable[[int], bool]) -> bool:
+    def attached(self, sandbox: Sandbox) -> bool:
         """Whether a client of `docker exec` waits for a process: its standard streams lead outside."""
-        forest = _forest(sandbox, is_stateful)
+        forest = _forest(sandbox, lambda pid: pid != sandbox.init_pid)
         findings = examine(forest.trees, sandbox.init_pid)
         return any(_is_attached(tree, findings) for tree in forest.to_dump)
 
@@ -353,8 +355,28 @@ def _line(row: Row) -> ProcessLine:
     )
 
 
+def require_own_proc(init: int) -> None:
+    """Refuse a sandbox whose /proc is not the kernel's: CRIU believes what it reads there.
+
+    Who may mount in a sandbox could put anything there.
+
+    Raises:
+        CriuFailed: something else is mounted, or nothing.
+    """
+    with open(f"/proc/{init}/mountinfo", "rb") as file:
+        mounts = [line.split() for line in file]
+    there = [fields for fields in mounts if fields[4] == b"/proc"]
+    kinds = [(fields[3], fields[fields.index(b"-") + 1]) for fields in there]
+    if kinds != [(b"/", b"proc")]:
+        raise CriuFailed(
+            "its /proc is not the kernel's own",
+            hint="something in the sandbox mounted over it; findmnt /proc shows what",
+        )
+
+
 @contextlib.contextmanager
 def _place(sandbox: Sandbox) -> Iterator[Place]:
+    require_own_proc(sandbox.init_pid)
     with _open_process(sandbox.init_pid) as init:
         yield Place(init=init, freezer=sandbox.freezer_folder)
 

@@ -23,7 +23,7 @@ from turnkeep.model import ProcessImage, ProcessLine, ProcessTree
 from turnkeep.process import archive
 from turnkeep.process.allowance import allowance_from
 from turnkeep.process.confinement import Confinement, compare
-from turnkeep.process.engine import INIT_FD, WHOLE_KIND, Processes
+from turnkeep.process.engine import INIT_FD, WHOLE_KIND, Processes, require_own_proc
 from turnkeep.process.images import open_images
 from turnkeep.process.keeper import renumber_root
 from turnkeep.process.launch import Place
@@ -181,6 +181,7 @@ def bring_back(ready: Ready, container: Container, processes: Processes) -> list
     if not ready.trees:
         return list(ready.notes)
     ready.vet(container)
+    require_own_proc(container.init_pid)
     init = observe(container.init_pid)
     doomed: set[int] = set()
     try:
