@@ -22,7 +22,10 @@ _WAIT_S = 30.0
 
 
 async def examine_sandbox(sandbox: SandboxCoordinator) -> list[Finding]:
-    """Look at a sandbox. It is frozen for a moment, between captures; the gate waits meanwhile."""
+    """Look at a sandbox. It is frozen for a moment, between captures; the gate waits meanwhile.
+
+    A freeze wakes what sleeps, so that its processes count as having run in the next turn.
+    """
     name = sandbox.record.name
     try:
         async with contextlib.AsyncExitStack() as stack:
@@ -43,6 +46,9 @@ async def examine_sandbox(sandbox: SandboxCoordinator) -> list[Finding]:
 def _container(container: Container, name: str) -> Finding:
     if not container.running:
         detail, fix = "it does not run: there are only its files", f"docker start {name}"
+        return Finding(what="container", verdict=Verdict.DEGRADED, detail=detail, fix=fix)
+    if container.is_frozen():
+        detail, fix = f"{name} is paused: restores are refused", f"docker unpause {name}"
         return Finding(what="container", verdict=Verdict.DEGRADED, detail=detail, fix=fix)
     detail = f"{name} runs, its init is process {container.init_pid}"
     return Finding(what="container", verdict=Verdict.OK, detail=detail)

@@ -15,6 +15,7 @@ from turnkeep.process.proc import Process
 from turnkeep.process.trees import Forest, Tree, TreeKind
 
 OWN_STATE = "the container's own process holds state"
+_LEFT_OUT = ["a dump of the whole container, which would take that, leaves out what docker exec started"]
 _SHOWN = 8
 
 
@@ -58,7 +59,9 @@ def _prospect(tree: Tree, findings: Findings, settings: ProcessSettings) -> Pros
         blocking = findings.blocking_whole()
         why += [each.what for each in blocking if each.what not in why]
         concerned = [*concerned, *blocking]
-    hints = dict.fromkeys(each.hint for each in concerned if each.hint and each.blocks is not Blocks.NONE)
+    elif why:
+        why += _LEFT_OUT if any(each.blocks is Blocks.IN_SANDBOX for each in concerned) else []
+    hints = dict.fromkeys(each.hint for each in concerned if each.hint and each.blocks is Blocks.BOTH)
     notes = tuple(_notes(concerned, ties, settings)) if engine else ()
     return Prospect(
         processes=_described(tree), engine=engine, why=tuple(why), hints=tuple(hints), notes=notes
