@@ -76,6 +76,8 @@ class ProcessSettings:
     """A program, or a prefix that holds one. Empty: the one `make host` installed, else the host's."""
     image_bytes: int = 2048 * MIB
     """Memory for the images of one process tree while they are written or read."""
+    compare_bytes: int = 64 * MIB
+    """Memory that may be read inside a freeze to see whether processes that woke changed at all."""
     exec_sessions: str = "capture"
     """What becomes of processes whose `docker exec` still waits: wait, capture, record or fail."""
     exec_wait_s: float = 30.0

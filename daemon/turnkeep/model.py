@@ -212,7 +212,8 @@ class ProcessImage(_Json):
     """All processes of a sandbox at the instant of a checkpoint.
 
     `missing` says which could not be dumped, and why. `turn` is the one that took
-    them; later ones reuse them as long as no process runs.
+    them; later ones reuse them as long as no process changes. `reason` says why an
+    earlier dump would not do.
     """
 
     engine: str
@@ -220,6 +221,7 @@ class ProcessImage(_Json):
     criu: str
     boot_id: str
     turn: TurnNumber = NO_TURN
+    reason: str = ""
     missing: tuple[str, ...] = ()
     image_bytes: int = 0
     stored_bytes: int = 0

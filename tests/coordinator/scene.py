@@ -158,6 +158,9 @@ class FakeCheckpointer:
         lease = self._repository.lease("capture")
         return FakeInspection(view, classify(evidence, ()), changed, lease, self._repository.writer(lease))
 
+    def settle_woken(self, inspection: FakeInspection, baseline: Baseline) -> None:
+        return None
+
     def settle(self, inspection: FakeInspection, baseline: Baseline) -> None:
         inspection.drop()
         self._at("settle", inspection.view)

@@ -207,7 +207,7 @@ def test_a_client_of_docker_exec_that_waits(daemon: Daemon, make: Callable[..., 
             sandbox = tk.attach(box.name)
             loop = "touch /root/up; while [ ! -e /root/end ]; do sleep 0.02; done; echo done > /root/out"
             client = subprocess.Popen(["docker", "exec", box.name, "sh", "-c", loop], stdout=subprocess.PIPE)
-            wait_until(lambda box=box: box.sh("test -e /root/up && echo yes", check=False), "it runs")
+            box.sh("until [ -e /root/up ]; do :; done")
             open_turn = sandbox.turn(label=policy)
             open_turn.begin()
             open_turn.end()
@@ -226,3 +226,39 @@ def test_a_client_of_docker_exec_that_waits(daemon: Daemon, make: Callable[..., 
                 assert box.sh("cat /root/out") == "done\n"
             box.sh("touch /root/end")
             client.communicate()
+
+
+EPOLL = """
+import selectors, socket
+server = socket.create_server(("127.0.0.1", 8000))
+waits = selectors.DefaultSelector()
+waits.register(server, selectors.EVENT_READ)
+count = 0
+while True:
+    for key, _ in waits.select():
+        connection, _ = server.accept()
+        count += 1
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.0 200 OK\\r\\n\\r\\n%d" % count)
+        connection.close()
+"""
+
+
+def test_a_server_that_only_a_freeze_wakes_costs_no_dump(box: Box, sandbox: Sandbox, tk: Client) -> None:
+    start(box, EPOLL, "server")
+    assert get(box) == 1
+    turn(box, sandbox, "true")
+    # What a freeze and CRIU did to it shows once at most.
+    states = [turn(box, sandbox, "true").state for _ in range(4)]
+    assert states[1:] == [TurnState.SKIPPED] * 3
+    files = turn(box, sandbox, "echo > /root/file")
+    checkpoint = tk.checkpoint(files.checkpoint_id or "")
+    assert checkpoint.fidelity is Fidelity.COMPLETE
+    assert get(box) == 2
+    changed = turn(box, sandbox, "true")
+    assert changed.state is TurnState.DURABLE
+    get(box)
+    sandbox.restore(turn=changed.number)
+    assert get(box) == 3
+    sandbox.restore(turn=files.number)
+    assert get(box) == 2

@@ -41,6 +41,7 @@ from turnkeep.errors import CaptureFailed
 from turnkeep.model import Decision, Fidelity, ProcessImage, TurnClass, TurnNumber
 from turnkeep.paths import display
 from turnkeep.process.engine import Dump, Processes
+from turnkeep.process.quiet import Verdict
 from turnkeep.process.sandboxed import Waiting
 from turnkeep.turns import Evidence, classify
 from turnkeep.watch.host_folders import HostFolders
@@ -63,6 +64,7 @@ class Inspection:
     ahead: CopyAhead
     reader: Reader
     changed: set[bytes] = field(default_factory=set)
+    only_woke: bool = False
 
     def drop(self) -> None:
         """Let go of what was copied ahead."""
@@ -239,7 +241,7 @@ class Checkpointer:
         turn = TurnNumber(metadata.get("checkpoint", {}).get("turn", 0))
         try:
             tree = self._archive(writer, repository, capture.readings, baseline, inspection.view)
-            kept = commit_images(writer, tree.tree, capture.dump, capture.reused, turn)
+            kept = commit_images(writer, tree.tree, capture.dump, capture.reused, baseline.prints, turn)
             writer.flush()
             deltas = diff(repository, baseline.tree, tree.tree)
             changed_files, changed_bytes = count(deltas, image_of(inspection.view))
@@ -263,7 +265,7 @@ class Checkpointer:
             reading.place.slot: baseline_after(reading, baseline.place(reading.place.slot))
             for reading in capture.readings
         }
-        after = Baseline(tree.tree, None, places, capture.processes, kept.image)
+        after = Baseline(tree.tree, None, places, capture.processes, kept.image, kept.prints)
         return Committed(snapshot, after, changed_files, changed_bytes, stored)
 
     def current_state(
@@ -362,13 +364,52 @@ class Checkpointer:
         stateful = tuple(process for process in processes.processes.values() if is_stateful(process))
         dump = None
         ran = bool(inspection.decision.processes) or not quiet
-        reused = baseline.image if stateful and not ran else None
+        pids = {process.pid for process in stateful}
+        verdict = self._same(view, pids, baseline) if stateful and ran else Verdict(bool(stateful))
+        reused = baseline.image if verdict.same else None
         if self._processes is not None and stateful and reused is None:
-            pids = {process.pid for process in stateful}
             dump = self._processes.dump(view, pids.__contains__, waiting)
+            dump.reason = verdict.why
             # CRIU has them run a little of its own code.
             processes = sample(view.pids(), view.usage_ns)
         return Capture(inspection, readings, processes, stateful, captured_at_ns, 0, dump, reused)
+
+    def _same(self, view: ContainerView, stateful: Collection[int], baseline: Baseline) -> Verdict:
+        """Whether the processes, frozen now, are still as they were dumped, though some woke."""
+        if self._processes is None or baseline.image is None or baseline.image.missing:
+            return Verdict(False, "there is no dump of all of them to compare with")
+        return self._processes.same(view, stateful.__contains__, baseline.prints)
+
+    def settle_woken(self, inspection: Inspection, baseline: Baseline) -> Decision | None:
+        """Look closer at a turn in which processes woke and no file changed.
+
+        If they are as they were dumped, the turn has nothing to keep: the decision
+        that says so is returned. Else None, and nothing has changed.
+        """
+        view = inspection.view
+        if inspection.decision.turn_class is not TurnClass.PROCESS or not inspection.only_woke:
+            return None
+        with view.frozen(self._limits.freeze_budget_s) as freeze:
+            processes = sample(view.pids(), view.usage_ns)
+            inspection.reader.look_for_mappings()
+            is_stateful = self._stateful(view)
+            stateful = {each.pid for each in processes.processes.values() if is_stateful(each)}
+            if not self._same(view, stateful, baseline).same:
+                return None
+            if not self._still(inspection.readings, inspection.processes, processes, view):
+                # The freeze itself wakes some; what they may have written since is read again.
+                self._read_all_again(inspection, baseline)
+                if self._differs(inspection, baseline):
+                    return None
+            if freeze is not None:
+                freeze.check()
+        baseline.processes = processes
+        woke = ", ".join(inspection.decision.processes[:3])
+        return replace(
+            inspection.decision,
+            turn_class=TurnClass.STATELESS,
+            reason=f"no file changed, and the processes that woke are as they were dumped ({woke})",
+        )
 
     @contextlib.contextmanager
     def _criu_waiting(self, inspection: Inspection, baseline: Baseline) -> Iterator[list[Waiting]]:
@@ -386,10 +427,21 @@ class Checkpointer:
     def _copy_again(self, inspection: Inspection, baseline: Baseline) -> None:
         inspection.processes = sample(inspection.view.pids(), inspection.view.usage_ns)
         inspection.reader.look_for_mappings()
+        self._read_all_again(inspection, baseline)
+
+    def _read_all_again(self, inspection: Inspection, baseline: Baseline) -> None:
         inspection.readings = [
             inspection.reader.read_again(reading, baseline.place(reading.place.slot))
             for reading in inspection.readings
         ]
+
+    def _differs(self, inspection: Inspection, baseline: Baseline) -> bool:
+        """Whether the files as they were read are not those of the baseline."""
+        if baseline.tree is None:
+            return True
+        sink = HashOnlySink(self._repository)
+        tree = self._archive(sink, sink, inspection.readings, baseline, inspection.view)
+        return tree.digest != self._digest(baseline.tree)
 
     def _decide(self, inspection: Inspection, baseline: Baseline) -> None:
         """Set the decision and the changed paths of an inspection."""
@@ -421,7 +473,9 @@ class Checkpointer:
                 if is_stateful(process)
             )
         else:
-            described = activity(baseline.processes, inspection.processes, is_stateful).describe()
+            seen = activity(baseline.processes, inspection.processes, is_stateful)
+            inspection.only_woke = not (seen.born or seen.died)
+            described = seen.describe()
         running = sum(is_stateful(process) for process in inspection.processes.processes.values())
         evidence = Evidence(
             changed=[display(path) for path in deltas],

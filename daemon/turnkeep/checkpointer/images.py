@@ -15,6 +15,7 @@ from turnkeep_store.writer import BlobWriter
 from turnkeep.model import Fidelity, ProcessImage, TurnNumber
 from turnkeep.process import archive
 from turnkeep.process.engine import BOTH, IN_SANDBOX, WHOLE, WHOLE_KIND, Dump
+from turnkeep.process.quiet import TreePrint
 
 _FILES, _PROCESSES = b"files", b"processes"
 
@@ -26,6 +27,7 @@ class Kept:
     root: TreeId
     files: TreeId
     image: ProcessImage | None
+    prints: Mapping[int, TreePrint]
 
     def metadata(self) -> dict[str, Any]:
         """Return what the record says of it, for `checkpoint_of`."""
@@ -34,7 +36,12 @@ class Kept:
 
 
 def commit_images(
-    writer: BlobWriter, files: TreeId, dump: Dump | None, earlier: ProcessImage | None, turn: TurnNumber
+    writer: BlobWriter,
+    files: TreeId,
+    dump: Dump | None,
+    earlier: ProcessImage | None,
+    prints: Mapping[int, TreePrint],
+    turn: TurnNumber,
 ) -> Kept:
     """Store what was dumped, or take the earlier dump again when none was needed.
 
@@ -42,13 +49,15 @@ def commit_images(
         StoreError, OSError: storing or reading failed.
     """
     image = earlier if dump is None else _store(writer, dump, turn)
+    if dump is not None:
+        prints = {tree.root: tree.print() for tree in dump.trees}
     if image is None or not image.trees:
-        return Kept(root=files, files=files, image=image)
+        return Kept(root=files, files=files, image=image, prints={})
     trees = {
         str(index).encode(): TreeId(bytes.fromhex(tree.images)) for index, tree in enumerate(image.trees)
     }
     root = _directory(writer, {_FILES: files, _PROCESSES: _directory(writer, trees)})
-    return Kept(root=root, files=files, image=image)
+    return Kept(root=root, files=files, image=image, prints=prints)
 
 
 def fidelity_of(image: ProcessImage | Dump | None, *, stateful: bool) -> Fidelity:
@@ -74,6 +83,7 @@ def _store(writer: BlobWriter, dump: Dump, turn: TurnNumber) -> ProcessImage:
         criu=dump.criu,
         boot_id=boot_id(),
         turn=turn,
+        reason=dump.reason,
         missing=tuple(dump.missing),
         image_bytes=total,
         stored_bytes=writer.stats.stored_bytes - before,

@@ -12,6 +12,7 @@ from turnkeep_store.ids import TreeId
 from turnkeep_store.layers import LayerView
 
 from turnkeep.model import CheckpointId, Mount, ProcessImage
+from turnkeep.process.quiet import TreePrint
 from turnkeep.watch.processes import ProcessSample
 from turnkeep.watch.scan import Status
 
@@ -102,7 +103,8 @@ class Baseline:
 
     An empty one is always sound: everything is then read and compared by
     content, which is what happens after a start of the daemon. `image` holds the
-    processes as they were dumped when `processes` was sampled.
+    processes as they were dumped when `processes` was sampled, and `prints` what
+    they looked like then.
     """
 
     tree: TreeId | None = None
@@ -110,6 +112,7 @@ class Baseline:
     places: dict[bytes, PlaceBaseline] = field(default_factory=dict)
     processes: ProcessSample | None = None
     image: ProcessImage | None = None
+    prints: Mapping[int, TreePrint] = field(default_factory=dict)
 
     def place(self, slot: bytes) -> PlaceBaseline:
         """Return what is known of a place."""

@@ -175,7 +175,9 @@ def _processes(image: ProcessImage, turn: int) -> list[printing.Cell]:
         lines.append(f"{what}, dumped {image.engine}: {named}{more}; {size}, stopped for {stopped}")
         lines += [printing.styled(note, "yellow") for note in tree.notes]
     if image.turn and image.turn != turn:
-        lines.append(printing.styled(f"dumped at turn {image.turn}: none of them has run since", "dim"))
+        lines.append(printing.styled(f"dumped at turn {image.turn}: none of them changed since", "dim"))
+    elif image.reason:
+        lines.append(printing.styled(f"dumped anew because {image.reason}", "dim"))
     return lines
 
 

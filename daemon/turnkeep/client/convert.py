@@ -153,6 +153,7 @@ def process_image(message: pb.ProcessImage) -> values.ProcessImage:
         turn=message.turn,
         image_bytes=message.image_bytes,
         stored_bytes=message.stored_bytes,
+        reason=message.reason,
     )
 
 

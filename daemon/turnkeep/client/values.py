@@ -138,6 +138,7 @@ class ProcessImage:
     turn: int
     image_bytes: int
     stored_bytes: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

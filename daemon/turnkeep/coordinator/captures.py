@@ -80,7 +80,8 @@ class Captures(SandboxState):
         container = await self.open()
         await self._wait_for_execs(container)
         inspection = await run(capture_pool, self.deps.checkpointer.inspect, container, self.baseline)
-        decision = inspection.decision
+        woken = await run(capture_pool, self.deps.checkpointer.settle_woken, inspection, self.baseline)
+        decision = woken or inspection.decision
         timings = replace(turn.timings, inspect_ns=time.monotonic_ns() - ended_ns)
         self._advance(turn, state=TurnState.CLASSIFIED, decision=decision, timings=timings)
         if decision.turn_class is TurnClass.STATELESS:

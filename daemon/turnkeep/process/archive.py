@@ -140,6 +140,19 @@ def _cuts(folder: Folder, names: list[str]) -> dict[str, list[int]]:
     return found
 
 
+def pages_of(folder: Folder, pid: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the memory that a dump holds of a process, as (address, bytes) in ascending order."""
+    pages_id, ranges = read_pagemap(folder.read(f"pagemap-{pid}.img"))
+    fd = folder.open(f"pages-{pages_id}.img")
+    try:
+        position = 0
+        for address, length in _aligned(ranges):
+            yield address, os.pread(fd, length, position)
+            position += length
+    finally:
+        os.close(fd)
+
+
 def read_pagemap(image: bytes) -> tuple[int, list[tuple[int, int]]]:
     """Return which pages image a pagemap speaks of, and the (address, bytes) in it, in order.
 

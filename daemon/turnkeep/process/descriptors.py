@@ -54,7 +54,7 @@ _INNER_NAMES = (*_COMMON_NAMES, b"/secretmem", b"/dmabuf:")
 _MEM, _TTY, _TTYAUX, _MISC = 1, 4, 5, 10
 _KNOWN_MISC = frozenset({200, 235})
 _HARMLESS = frozenset({(_MEM, 3), (_MEM, 5), (_MEM, 7), (_MEM, 8), (_MEM, 9)})
-_MASTER = (_TTYAUX, 2)
+MASTER = (_TTYAUX, 2)
 SLAVES, _SERIAL, _VIRTUAL_CONSOLE = range(136, 144), 188, 229
 _MINORS = 256
 
@@ -188,7 +188,7 @@ class Survey:
 
     def _add_device(self, held: Held, folder: Folder, node: Node, link: str) -> None:
         major, minor = node.special
-        if node.special == _MASTER:
+        if node.special == MASTER:
             found = _TTY_INDEX.search(folder.read(f"fdinfo/{held.fd}"))
             if found:
                 self.holders["master", int(found[1])].append(held)

@@ -9,18 +9,21 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from turnkeep.config import ProcessSettings
 from turnkeep.errors import CaptureFailed, CriuFailed, SandboxGone, TurnkeepError, Unsupported
 from turnkeep.model import ProcessLine, ProcessTree
-from turnkeep.process import whole
+from turnkeep.process import archive, whole
 from turnkeep.process.criu import find_criu
 from turnkeep.process.findings import Findings, Kind, Tie
 from turnkeep.process.launch import Launcher, Place
+from turnkeep.process.memory import CannotTell, MemoryPrint
 from turnkeep.process.observe import observe
+from turnkeep.process.quiet import TreePrint, Verdict, same, take
+from turnkeep.process.registers import Registers
 from turnkeep.process.sandboxed import Dumped, Images, InSandbox, Waiting
 from turnkeep.process.sharing import examine
 from turnkeep.process.table import Row, may_trace, read_table
@@ -57,10 +60,27 @@ class Sandbox(Protocol):
 
 @dataclass(slots=True)
 class TreeDump:
-    """One tree as it was dumped; `record` lacks only where its images are stored."""
+    """One tree as it was dumped; `record` lacks only where its images are stored.
+
+    `root` is its root's pid on the host, `seen` what it looked like to the kernel, memory
+    aside, and `pids` maps the pids inside to those of the host, to add the memory from
+    the images.
+    """
 
     record: ProcessTree
+    root: int
     images: Images
+    seen: TreePrint
+    pids: Mapping[int, int]
+
+    def print(self) -> TreePrint:
+        """Return what a later look at the tree is held against. Reads the images; takes a while."""
+        memory = {}
+        for inner, host in self.pids.items():
+            scratch = self.seen.processes[host].scratch if host in self.seen.processes else ()
+            with contextlib.suppress(FileNotFoundError):
+                memory[host] = MemoryPrint.of_pages(archive.pages_of(self.images, inner), scratch)
+        return self.seen.with_memory(memory)
 
 
 @dataclass(slots=True)
@@ -70,6 +90,7 @@ class Dump:
     trees: list[TreeDump] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     criu: str = ""
+    reason: str = ""
 
     def close(self) -> None:
         """Let go of the images."""
@@ -85,6 +106,7 @@ class Processes:
         self.run_dir = run_dir
         self._launcher: Launcher | None = None
         self._engine: InSandbox | None = None
+        self._registers: Registers | None = None
         self.criu = ""
         self._criu_bin = ""
         self.degraded = ""
@@ -104,11 +126,15 @@ class Processes:
         with _open_process(os.getpid()) as own:
             engine.prime(Place(init=own))
         self._engine = engine
+        with contextlib.suppress(CannotTell, OSError):
+            self._registers = Registers()
         self.criu = criu.version
         self._criu_bin = criu.folder
 
     def close(self) -> None:
         """End the launcher, once nothing runs any more."""
+        if self._registers is not None:
+            self._registers.close()
         if self._launcher is not None:
             self._launcher.__exit__(None, None, None)
 
@@ -161,7 +187,14 @@ class Processes:
         try:
             with _place(sandbox) as place:
                 work = _Work(
-                    self._engine, self.settings, place, sandbox, findings, list(started), self._criu_bin
+                    self._engine,
+                    self.settings,
+                    place,
+                    sandbox,
+                    findings,
+                    list(started),
+                    self._criu_bin,
+                    self._registers,
                 )
                 for tree in forest.to_dump:
                     try:
@@ -174,6 +207,31 @@ class Processes:
             result.close()
             raise
         return result
+
+    def same(
+        self, sandbox: Sandbox, is_stateful: Callable[[int], bool], prints: Mapping[int, TreePrint]
+    ) -> Verdict:
+        """Whether the trees that hold state are still as they were dumped. The caller has frozen the sandbox.
+
+        `prints` are what they looked like then, by their roots' pids on the host.
+        What cannot be told counts as a change.
+        """
+        try:
+            forest = _forest(sandbox, is_stateful)
+        except (OverflowError, SandboxGone) as error:
+            return Verdict(False, str(error))
+        if (
+            forest.starting
+            or forest.to_dump == ()
+            or {tree.root_pid for tree in forest.to_dump} != prints.keys()
+        ):
+            return Verdict(False, "processes came or went")
+        for tree in forest.to_dump:
+            budget = self.settings.compare_bytes
+            verdict = same(_stateful(tree), prints[tree.root_pid], self._registers, budget)
+            if not verdict.same:
+                return verdict
+        return Verdict(True)
 
     def attached(self, sandbox: Sandbox) -> bool:
         """Whether a client of `docker exec` waits for a process: its standard streams lead outside."""
@@ -205,7 +263,9 @@ class _Work:
         findings: Findings,
         spare: list[Waiting],
         criu_bin: str,
+        registers: Registers | None,
     ) -> None:
+        self._registers = registers
         self._criu_bin = criu_bin
         self._engine = engine
         self._settings = settings
@@ -238,7 +298,7 @@ class _Work:
                 waiting = stack.enter_context(self._engine.waiting(self._place))
             dumped = self._engine.dump(waiting, tree.inner_root_pid, external=external, tcp_close=close)
         try:
-            return TreeDump(self._record(tree, dumped, replaced), dumped.images)
+            return self._dumped(tree, self._record(tree, dumped, replaced), dumped.images)
         except BaseException:
             dumped.images.close()
             raise
@@ -264,7 +324,11 @@ class _Work:
             raise
         finally:
             work.close()
-        return TreeDump(record, images)
+        return self._dumped(tree, record, images)
+
+    def _dumped(self, tree: Tree, record: ProcessTree, images: Images) -> TreeDump:
+        pids = {each.inner[-1]: each.pid for each in tree.processes if not each.dead}
+        return TreeDump(record, tree.root_pid, images, take(_stateful(tree), self._registers), pids)
 
     def _refuse(self, tree: Tree) -> None:
         if tree.kind is TreeKind.INIT and tree.root_pid in tree.stateful:
@@ -310,6 +374,16 @@ class _Work:
 
 def _forest(sandbox: Sandbox, is_stateful: Callable[[int], bool]) -> Forest:
     return partition(sandbox.pids(), sandbox.init_pid, lambda pid: not is_stateful(pid))
+
+
+def _stateful(tree: Tree) -> Tree:
+    """Return the tree without what holds no state: how that fares changes nothing."""
+    kept = [
+        each
+        for each in tree.processes
+        if each.pid in tree.stateful or (each.dead and each.parent in tree.stateful)
+    ]
+    return replace(tree, processes=tuple(kept))
 
 
 def _reproducible(tree: Tree) -> list[int]:

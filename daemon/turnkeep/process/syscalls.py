@@ -92,7 +92,22 @@ def compare(kind: int, first: tuple[int, int], second: tuple[int, int]) -> int:
 
 @contextlib.contextmanager
 def borrowed(pid: int, fd: int) -> Iterator[int]:
-    """Give a descriptor of our own for a process's open file.
+    """Give a descriptor of our own for a process's open file, see `borrow`.
+
+    Raises:
+        OSError: it is gone, or this kernel is older than 5.6.
+    """
+    process = os.pidfd_open(pid)
+    try:
+        with borrow(process, fd) as ours:
+            yield ours
+    finally:
+        os.close(process)
+
+
+@contextlib.contextmanager
+def borrow(process: int, fd: int) -> Iterator[int]:
+    """Give a descriptor of our own for an open file of the process that a pidfd stands for.
 
     Only for pipes, sockets, terminals and the kernel's own objects: closing a
     file of a served file system would ask its server, which may be frozen.
@@ -100,14 +115,10 @@ def borrowed(pid: int, fd: int) -> Iterator[int]:
     Raises:
         OSError: it is gone, or this kernel is older than 5.6.
     """
-    process = os.pidfd_open(pid)
-    try:
-        ours = _libc.syscall(_SYS_PIDFD_GETFD, process, fd, 0, 0, 0)
-        if ours < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, f"pidfd_getfd: {os.strerror(code)}")
-    finally:
-        os.close(process)
+    ours = _libc.syscall(_SYS_PIDFD_GETFD, process, fd, 0, 0, 0)
+    if ours < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"pidfd_getfd: {os.strerror(code)}")
     try:
         yield ours
     finally:

@@ -154,6 +154,7 @@ def image_message(image: ProcessImage) -> pb.ProcessImage:
         turn=image.turn,
         image_bytes=image.image_bytes,
         stored_bytes=image.stored_bytes,
+        reason=text(image.reason),
     )
 
 

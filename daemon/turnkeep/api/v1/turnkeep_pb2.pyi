@@ -791,6 +791,7 @@ class ProcessImage(_message.Message):
     TURN_FIELD_NUMBER: _builtins.int
     IMAGE_BYTES_FIELD_NUMBER: _builtins.int
     STORED_BYTES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     """What dumped them: "in the sandbox" or "the whole container"."""
     turn: _builtins.int
@@ -799,6 +800,8 @@ class ProcessImage(_message.Message):
     """Bytes of all images."""
     stored_bytes: _builtins.int
     """Bytes they added to the store, compressed, when they were taken."""
+    reason: _builtins.str
+    """Why the dump before it would not do; empty for the first."""
     @_builtins.property
     def trees(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProcessTree]:
         """The dumps."""
@@ -811,10 +814,11 @@ class ProcessImage(_message.Message):
         turn: _builtins.int = ...,
         image_bytes: _builtins.int = ...,
         stored_bytes: _builtins.int = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "image_bytes", b"image_bytes", "stored_bytes", b"stored_bytes", "trees", b"trees", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "image_bytes", b"image_bytes", "reason", b"reason", "stored_bytes", b"stored_bytes", "trees", b"trees", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
