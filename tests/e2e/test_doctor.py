@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import docker
@@ -67,6 +68,14 @@ def test_the_self_test_is_done_once_unless_asked_for(daemon: Daemon) -> None:
     wait_until(lambda: only(doctor(daemon, "--self-test"), "self-test") != first, "it is done again")
 
 
+def test_several_at_once(daemon: Daemon) -> None:
+    with daemon.connect() as tk, ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(tk.examine, self_test=True) for _ in range(4)]
+        found = [each.result() for each in asked]
+    assert {only(each, "self-test").verdict for each in found} == {Verdict.OK}
+    assert {only(each, "freezer").verdict for each in found} == {Verdict.OK}
+
+
 def test_for_people(daemon: Daemon, box: Box, tk: Client) -> None:
     tk.attach(box.name)
     said = daemon.cli("doctor", box.name).stdout.splitlines()
@@ -122,6 +131,15 @@ def test_an_init_with_state(daemon: Daemon, tk: Client, make: Callable[..., Box]
     assert "the whole container" in found.detail
     assert "the container's own process holds state" in found.detail
     assert "--runtime turnkeep" in found.fix
+
+
+def test_a_proc_that_is_not_the_kernels(daemon: Daemon, tk: Client, make: Callable[..., Box]) -> None:
+    box = make(cap_add=["SYS_ADMIN"], security_opt=["seccomp=unconfined", "apparmor=unconfined"])
+    tk.attach(box.name)
+    box.container.exec_run(["python3", "-c", SLEEPER], detach=True)
+    box.sh("mount -t tmpfs none /proc")
+    found = only(doctor(daemon, box.name), "processes", "python3")
+    assert (found.verdict, "its /proc is not the kernel's own" in found.detail) == (Verdict.DEGRADED, True)
 
 
 def test_a_container_that_does_not_run(daemon: Daemon, tk: Client, box: Box) -> None:

@@ -32,7 +32,7 @@ class Examiner:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._deps = registry.deps
-        self._testing = asyncio.Lock()
+        self._scratch = asyncio.Lock()
         self._trials: tuple[Trial, ...] = ()
 
     async def examine(self, sandbox: str, *, self_test: bool) -> list[Finding]:
@@ -51,18 +51,15 @@ class Examiner:
 
     async def _host(self, *, self_test: bool) -> list[Finding]:
         deps = self._deps
-        findings = await run(deps.pools.long, lambda: [*_kernel(), *_freezer(deps), _criu(deps)])
-        if deps.processes.available:
-            findings += map(_trial, await self._tested(again=self_test))
+        # One at a time: there is one scratch cgroup for each daemon.
+        async with self._scratch:
+            findings = await run(deps.pools.long, lambda: [*_kernel(), *_freezer(deps), _criu(deps)])
+            if deps.processes.available:
+                if self_test or not self._trials:
+                    self._trials = await run(deps.pools.long, _self_test, deps)
+                findings += map(_trial, self._trials)
         findings.append(await self._runtime())
         return findings
-
-    async def _tested(self, *, again: bool) -> tuple[Trial, ...]:
-        """Return how the self-test went, done now if it was not before."""
-        async with self._testing:
-            if again or not self._trials:
-                self._trials = await run(self._deps.pools.long, _self_test, self._deps)
-            return self._trials
 
     async def _runtime(self) -> Finding:
         try:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 from turnkeep.coordinator.deps import Deps, run
 from turnkeep.coordinator.sandbox import SandboxCoordinator
-from turnkeep.errors import SandboxGone, TurnkeepError
+from turnkeep.errors import CriuFailed, SandboxGone, TurnkeepError
 from turnkeep.model import Finding, Mount, Verdict
+from turnkeep.process.engine import require_own_proc
 from turnkeep.process.prospects import Prospect, prospects
 from turnkeep.process.sharing import examine
 from turnkeep.process.trees import partition
@@ -78,9 +79,14 @@ def _processes(container: Container, deps: Deps) -> list[Finding]:
             stateful = {each.pid for each in now.processes.values() if is_stateful(each)}
             forest = partition(container.pids(), container.init_pid, lambda pid: pid not in stateful)
             found = prospects(forest, examine(forest.trees, container.init_pid), config.process)
+            if found:
+                require_own_proc(container.init_pid)
             frozen.check()
     except OverflowError as error:
         return [_finding(Verdict.DEGRADED, str(error))]
+    except CriuFailed as error:
+        names = "; ".join(each.processes for each in found)
+        return [_finding(Verdict.DEGRADED, f"{names}: not captured: {error.message}", error.hint)]
     if not found:
         return [_finding(Verdict.OK, "none holds state")]
     if not deps.processes.available:
@@ -102,7 +108,7 @@ def _prospect(prospect: Prospect, *, own_runtime: bool) -> Finding:
     detail = f"{prospect.processes}: captured with {prospect.engine}, for {why}{notes}"
     if own_runtime:
         return _finding(Verdict.OK, detail)
-    fix = f"start the container with --runtime {NAME}, so that it can be restored in its place"
+    fix = f"restore with --replace, or start the container with --runtime {NAME} in the first place"
     return _finding(Verdict.DEGRADED, detail, fix)
 
 

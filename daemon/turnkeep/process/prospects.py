@@ -52,19 +52,28 @@ def _prospect(tree: Tree, findings: Findings, settings: ProcessSettings) -> Pros
     concerned = _concerned(tree, findings)
     ties = findings.ties_of(tree.root_pid)
     why = list(dict.fromkeys(_against_in_sandbox(tree, concerned, ties, settings)))
-    engine = Blocks.IN_SANDBOX.value if not why else ""
-    if why and _whole_takes(tree, findings):
-        engine = Blocks.WHOLE.value
-    elif why and tree.kind is TreeKind.INIT:
+    engine = Blocks.IN_SANDBOX
+    if why and tree.kind is TreeKind.INIT:
+        # Only init's tree is in a dump of the whole container, and what blocks that
+        # blocks all of it.
         blocking = findings.blocking_whole()
+        engine = Blocks.NONE if tree.problems or blocking else Blocks.WHOLE
         why += [each.what for each in blocking if each.what not in why]
         concerned = [*concerned, *blocking]
     elif why:
+        engine = Blocks.NONE
         why += _LEFT_OUT if any(each.blocks is Blocks.IN_SANDBOX for each in concerned) else []
+    else:
+        # What nothing can stand for is found out when the dump is about to begin.
+        why = [tie.what for tie in ties if not _has_stand_in(tie)]
+        engine = Blocks.NONE if why else engine
     hints = dict.fromkeys(each.hint for each in concerned if each.hint and each.blocks is Blocks.BOTH)
-    notes = tuple(_notes(concerned, ties, settings)) if engine else ()
     return Prospect(
-        processes=_described(tree), engine=engine, why=tuple(why), hints=tuple(hints), notes=notes
+        processes=_described(tree),
+        engine=engine.value if engine is not Blocks.NONE else "",
+        why=tuple(why),
+        hints=tuple(hints),
+        notes=tuple(_notes(concerned, ties, settings)) if engine is not Blocks.NONE else (),
     )
 
 
@@ -79,14 +88,8 @@ def _against_in_sandbox(
         yield OWN_STATE
     yield from tree.problems
     yield from (each.what for each in concerned if each.blocks.in_sandbox)
-    yield from (tie.what for tie in ties if not _has_stand_in(tie))
     if settings.exec_sessions in ("record", "fail") and _is_attached(tree, ties):
         yield f"a client of docker exec waits for it, and process.exec_sessions = {settings.exec_sessions}"
-
-
-def _whole_takes(tree: Tree, findings: Findings) -> bool:
-    """Only init's tree is in a dump of the whole container, and what blocks that blocks all of it."""
-    return tree.kind is TreeKind.INIT and not tree.problems and not findings.blocking_whole()
 
 
 def _notes(concerned: Iterable[Finding], ties: Iterable[Tie], settings: ProcessSettings) -> Iterator[str]:
