@@ -262,3 +262,30 @@ def test_a_server_that_only_a_freeze_wakes_costs_no_dump(box: Box, sandbox: Sand
     assert get(box) == 3
     sandbox.restore(turn=files.number)
     assert get(box) == 2
+
+
+def test_images_too_large_for_memory_go_to_the_disk(daemon: Daemon, box: Box) -> None:
+    daemon.stop()
+    daemon.configure("auto_attach = false\n[process]\nimage_bytes = 1048576")
+    daemon.start()
+    start(box, SERVER, "server")
+    with daemon.connect() as tk:
+        sandbox = tk.attach(box.name)
+        get(box)
+        kept = turn(box, sandbox, "true")
+        assert tk.checkpoint(kept.checkpoint_id or "").fidelity is Fidelity.COMPLETE
+        get(box)
+        sandbox.restore(turn=kept.number)
+        assert get(box) == 2
+    assert not list((daemon.state / "run").glob("images-*"))
+
+
+def test_a_shell_outlives_a_restore(box: Box, sandbox: Sandbox) -> None:
+    with sandbox.shell() as shell:
+        shell.run("cd /usr/lib; count=1; export COLOUR=green; f() { echo $COLOUR-$count-$PWD; }")
+        kept = turn(box, sandbox, "true")
+        assert shell.run("count=2; cd /; f").output == "green-2-/\n"
+        for _ in range(2):
+            sandbox.restore(turn=kept.number)
+            assert shell.run("f").output == "green-1-/usr/lib\n"
+            assert shell.run("exit_with() { return $1; }; exit_with 3").exit_code == 3

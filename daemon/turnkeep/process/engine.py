@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +38,8 @@ NO_CRIU = "CRIU is not there"
 
 NULL = "null"
 """Stands for a file that leads out of the sandbox: /dev/null."""
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 INIT_FD = "init:"
 """Stands for such a file: what the sandbox's init has under a number."""
@@ -121,8 +124,11 @@ class Processes:
         criu = find_criu(self.settings.criu)
         if criu is None:
             raise Unsupported(f"{NO_CRIU} (make host installs it)")
+        run_dir.mkdir(mode=0o700, exist_ok=True)
+        for left in (*run_dir.glob("images-*"), *run_dir.glob("whole-*")):
+            shutil.rmtree(left, ignore_errors=True)
         self._launcher = Launcher(criu, run_dir / "criu")
-        engine = InSandbox(self._launcher, self.settings.image_bytes)
+        engine = InSandbox(self._launcher, self.settings.image_bytes, run_dir)
         with _open_process(os.getpid()) as own:
             engine.prime(Place(init=own))
         self._engine = engine
@@ -159,8 +165,9 @@ class Processes:
             if not may_trace(pids):
                 with contextlib.suppress(CriuFailed, SandboxGone, OverflowError, OSError):
                     place = stack.enter_context(_place(sandbox))
-                    for _ in _forest(sandbox, is_stateful).to_dump:
-                        started.append(stack.enter_context(self._engine.waiting(place)))
+                    for tree in _forest(sandbox, is_stateful).to_dump:
+                        waiting = self._engine.waiting(place, resident_bytes(tree))
+                        started.append(stack.enter_context(waiting))
             yield started
 
     def dump(self, sandbox: Sandbox, is_stateful: Callable[[int], bool], started: list[Waiting]) -> Dump:
@@ -293,9 +300,9 @@ class _Work:
         close = not self._settings.keep_connections
         with contextlib.ExitStack() as stack:
             if self._spare:
-                waiting = self._spare.pop()
+                waiting = self._spare.pop(0)
             else:
-                waiting = stack.enter_context(self._engine.waiting(self._place))
+                waiting = stack.enter_context(self._engine.waiting(self._place, resident_bytes(tree)))
             dumped = self._engine.dump(waiting, tree.inner_root_pid, external=external, tcp_close=close)
         try:
             return self._dumped(tree, self._record(tree, dumped, replaced), dumped.images)
@@ -305,7 +312,8 @@ class _Work:
 
     def _dump_whole(self, tree: Tree, why: str) -> TreeDump:
         """Have runc dump the init's tree together with the container's mounts and namespaces."""
-        images, work = self._engine.new_images(), self._engine.new_images()
+        images = self._engine.new_images(expected_bytes=resident_bytes(tree))
+        work = self._engine.new_images()
         try:
             tcp = "established" if self._settings.keep_connections else "close"
             runc = whole.Runc(root=self._sandbox.runc_root(), criu_bin=self._criu_bin)
@@ -374,6 +382,15 @@ class _Work:
 
 def _forest(sandbox: Sandbox, is_stateful: Callable[[int], bool]) -> Forest:
     return partition(sandbox.pids(), sandbox.init_pid, lambda pid: not is_stateful(pid))
+
+
+def resident_bytes(tree: Tree) -> int:
+    """Return the memory that a tree's processes have, which bounds their images well enough."""
+    total = 0
+    for pid in tree.pids:
+        with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{pid}/statm") as file:
+            total += int(file.read().split()[1]) * _PAGE
+    return total
 
 
 def _stateful(tree: Tree) -> Tree:

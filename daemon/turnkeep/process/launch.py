@@ -134,8 +134,6 @@ class Launcher:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # In two steps: `mode` is the last folder's alone.
-        self._stage.parent.mkdir(exist_ok=True, mode=0o700)
         self._stage.mkdir(exist_ok=True, mode=0o700)
         tools = make_tools(self._criu)
         try:

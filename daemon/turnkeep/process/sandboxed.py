@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import struct
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +62,17 @@ class Images:
             os.close(mount)
             raise
 
+    @classmethod
+    def on_disk(cls, below: Path) -> Images:
+        """Make an empty folder on the disk; it is removed when this is closed."""
+        path = tempfile.mkdtemp(prefix="images-", dir=below)
+        try:
+            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            return cls(os.dup(folder), folder, path)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+
     def names(self) -> list[str]:
         """Return the names of the images; logs and caches are none."""
         return sorted(set(os.listdir(self.folder)) - _NOT_IMAGES)
@@ -80,6 +93,8 @@ class Images:
     @property
     def as_path(self) -> Path:
         """A path that leads to it for processes of the host, while this one lives and holds it."""
+        if self.path:
+            return Path(self.path)
         return Path(f"/proc/{os.getpid()}/fd/{self.mount}", self.name)
 
     def write(self, name: str, content: bytes) -> None:
@@ -88,11 +103,13 @@ class Images:
             file.write(content)
 
     def close(self) -> None:
-        """Let go of it; what is in memory is gone then."""
+        """Let go of it; what it holds is gone then."""
         for fd in (self.mount, self.folder):
             if fd >= 0:
                 os.close(fd)
         self.mount = self.folder = -1
+        if self.path:
+            shutil.rmtree(self.path, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,26 +147,30 @@ class Waiting:
 class InSandbox:
     """The engine that works inside running sandboxes. Used from any thread.
 
+    Images that take more than `image_bytes` go to the folder `disk` instead of memory.
     `cache` is what CRIU found out about this kernel, as it wrote it itself in a
     run of our own (see `prime`): finding out takes it longer than many a dump.
     """
 
     launcher: Launcher
     image_bytes: int
+    disk: Path
     cache: bytes = field(default=b"", repr=False)
 
-    def new_images(self, name: str = ".") -> Images:
-        """Make an empty folder for a tree's images."""
+    def new_images(self, name: str = ".", *, expected_bytes: int = 0) -> Images:
+        """Make an empty folder for a tree's images: in memory, or on the disk if they are too large."""
+        if expected_bytes > self.image_bytes:
+            return Images.on_disk(self.disk)
         return Images.in_memory(self.image_bytes, name)
 
     @contextlib.contextmanager
-    def waiting(self, place: Place) -> Iterator[Waiting]:
+    def waiting(self, place: Place, expected_bytes: int = 0) -> Iterator[Waiting]:
         """Start CRIU ahead of a dump, for a `with` block: starting takes it a while.
 
         Raises:
             CriuFailed: it cannot be started.
         """
-        images = Images.in_memory(self.image_bytes)
+        images = self.new_images(expected_bytes=expected_bytes)
         waiting = Waiting(None, images)  # type: ignore[arg-type]
         try:
             with self._started(place, images) as run:

@@ -132,7 +132,8 @@ def load_images(
 def _load(
     repository: Repository, processes: Processes, image: ProcessImage, record: ProcessTree, ready: Ready
 ) -> ReadyTree:
-    images = processes.engine.new_images("images" if record.kind == WHOLE_KIND else ".")
+    name = "images" if record.kind == WHOLE_KIND else "."
+    images = processes.engine.new_images(name, expected_bytes=record.image_bytes)
     try:
         archive.load(repository, TreeId(bytes.fromhex(record.images)), images)
         same_boot = image.boot_id == boot_id()
