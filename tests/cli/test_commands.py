@@ -256,3 +256,11 @@ def test_help_and_version(run: Run) -> None:
     for command in ("serve", "exec", "restore", "turn begin", "checkpoint create"):
         assert "Usage: " in run(*command.split(), "--help").stdout
     assert run("--version").stdout.startswith("turnkeep ")
+
+
+def test_fork(run: Run, web: FakeDaemon) -> None:
+    said = lines(run("fork", "web@1", "-n", "2"))
+    assert said[0].split()[:2] == ["forked", "web"]
+    assert any("web-fork-1" in line for line in said)
+    assert any("web-fork-2" in line for line in said)
+    assert run("fork", "web", "-n", "0").exit_code == 2

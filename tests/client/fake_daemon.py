@@ -306,6 +306,27 @@ class FakeService(turnkeep_pb2_grpc.TurnkeepServicer):
             yield pb.RestoreSandboxResponse(progress=pb.Progress(phase="write", done=done, total=3))
         yield self._leave("RestoreSandbox", self._once(request.request_id, restore), context)
 
+    def ForkSandbox(self, request: Any, context: Any) -> Any:
+        self._enter("ForkSandbox", request, context)
+
+        def fork() -> pb.ForkSandboxResponse:
+            box = self._sandbox(request.sandbox, context)
+            copies = []
+            for number in range(request.count or len(request.names) or 1):
+                name = request.names[number] if request.names else f"{box.name}-fork-{number + 1}"
+                copy = pb.Sandbox(id=hashlib.sha256(name.encode()).hexdigest()[:16], name=name, attached=True)
+                copies.append(copy)
+            result = pb.ForkResult(
+                sandboxes=copies,
+                checkpoint_id=box.head_checkpoint_id or "c" * 64,
+                notes=["its own: container id"],
+                total_ns=40_000_000,
+            )
+            return pb.ForkSandboxResponse(result=result)
+
+        yield pb.ForkSandboxResponse(progress=pb.Progress(phase="fork", done=0, total=1))
+        yield self._leave("ForkSandbox", self._once(request.request_id, fork), context)
+
     def DiffCheckpoints(self, request: Any, context: Any) -> Any:
         self._enter("DiffCheckpoints", request, context)
         self._checkpoint(request.sandbox, getattr(request, "from"), context)

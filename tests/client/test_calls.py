@@ -189,3 +189,17 @@ async def test_what_a_newer_daemon_says_is_an_error(connect: Connect, daemon: Fa
         with pytest.raises(Unsupported, match="turn state 77"):
             async with box.turn():
                 pass
+
+
+async def test_fork(connect: Connect, daemon: FakeDaemon) -> None:
+    async with connect() as tk:
+        box = await tk.attach("web")
+        copies = await box.fork(2)
+        assert [copy.name for copy in copies] == ["web-fork-1", "web-fork-2"]
+        assert all(copy.attached for copy in copies)
+        seen: list[Progress] = []
+        done = await tk.fork("web", names=["a"], on_progress=seen.append)
+        assert [each.name for each in done.sandboxes] == ["a"]
+        assert seen
+        with pytest.raises(InvalidRequest):
+            await box.fork(0)
