@@ -56,7 +56,7 @@ def _of_process(process: Process, tree: Tree, own: dict[str, str]) -> Iterator[F
 
     with Folder(process.pid) as folder:
         theirs = _namespaces(folder)
-        strange = [name for name in _NAMESPACES if theirs.get(name) != own.get(name)]
+        strange = [name for name, namespace in theirs.items() if namespace != own.get(name)]
         if strange:
             yield finding(Kind.NAMESPACE, f"has namespaces of its own ({', '.join(strange)})")
         if process.state == "D" and folder.read("wchan") == _STOPPED:
@@ -73,7 +73,7 @@ def _of_process(process: Process, tree: Tree, own: dict[str, str]) -> Iterator[F
 def _namespaces(folder: Folder) -> dict[str, str]:
     found = {}
     for name in _NAMESPACES:
-        # A kernel may lack a kind of namespaces, then nobody has one.
+        # A process that just ended has none any more; a kernel may lack a kind of them.
         with contextlib.suppress(*GONE):
             found[name] = folder.link(f"ns/{name}")
     return found
