@@ -6,9 +6,11 @@ import contextlib
 import os
 import select
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -157,6 +159,20 @@ def exec_trees(forest: Forest) -> list[Tree]:
     return [tree for tree in forest.trees if tree.kind is TreeKind.EXEC]
 
 
+def _await_command(init_pid: int, name: str, *, below: bool) -> None:
+    """Wait until a sandbox's own command runs: the engine says "started" a moment before."""
+    deadline = time.monotonic() + FREEZE_S
+    while True:
+        assert time.monotonic() < deadline
+        pid = init_pid
+        if below:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            pid = int(children[0]) if children else 0
+        if pid and Path(f"/proc/{pid}/comm").read_text().strip() == name:
+            return
+        os.sched_yield()
+
+
 @contextlib.contextmanager
 def make_box(engine: docker.DockerClient, **options: Any) -> Iterator[Box]:
     """Start a sandbox; it is removed afterwards."""
@@ -169,6 +185,7 @@ def make_box(engine: docker.DockerClient, **options: Any) -> Iterator[Box]:
         pid = int(container.attrs["State"]["Pid"])
         cgroup = find_cgroup(pid, str(container.id))
         box = Box(container, cgroup, pid)
+        _await_command(pid, str(command[0]), below=bool(settings["init"]))
         try:
             yield box
         finally:

@@ -227,6 +227,9 @@ def test_standard_streams_of_an_exec_lead_out(box: Box) -> None:
 
 def test_a_detached_exec_has_the_hosts_null_device(box: Box) -> None:
     box.container.exec_run(["sleep", "1000"], detach=True)
+    # The engine answers before it has handed over to the program.
+    while [tree.names for tree in exec_trees(box.forest())] != [("sleep",)]:
+        os.sched_yield()
     with box.frozen():
         forest = box.forest()
         findings = examine(forest.trees, box.init_pid)
