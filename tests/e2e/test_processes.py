@@ -213,12 +213,11 @@ def test_a_client_of_docker_exec_that_waits(daemon: Daemon, make: Callable[..., 
             open_turn.end()
             if policy == "wait":
                 box.sh("touch /root/end")
-            info = open_turn.wait(state=TurnState.CLASSIFIED) if policy == "fail" else open_turn.wait()
             if policy == "fail":
                 with pytest.raises(TurnFailed, match="docker exec"):
                     open_turn.wait()
             else:
-                checkpoint = sandbox.find_checkpoint(info.number)
+                checkpoint = sandbox.find_checkpoint(open_turn.wait().number)
                 whole = policy in ("capture", "wait")
                 assert (checkpoint.fidelity is Fidelity.COMPLETE) is whole
                 assert any("docker exec" in each for each in checkpoint.not_captured) is not whole

@@ -65,11 +65,19 @@ class Inspection:
     reader: Reader
     changed: set[bytes] = field(default_factory=set)
     only_woke: bool = False
+    dump: Dump | None = None
 
     def drop(self) -> None:
-        """Let go of what was copied ahead."""
+        """Let go of what was copied ahead, and of what was dumped."""
+        self.drop_dump()
         self.writer.abort()
         self.lease.release()
+
+    def drop_dump(self) -> None:
+        """Let go of the images that were dumped."""
+        if self.dump is not None:
+            self.dump.close()
+            self.dump = None
 
 
 @dataclass(slots=True)
@@ -95,11 +103,6 @@ class Capture:
         """The processes that could not be dumped, and why."""
         image = self.dump or self.reused
         return tuple(image.missing) if image is not None else ()
-
-    def drop_dump(self) -> None:
-        """Let go of the images that were dumped."""
-        if self.dump is not None:
-            self.dump.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +217,8 @@ class Checkpointer:
                 ):
                     inspection.ahead.frozen = True
                     capture = self._capture_frozen(inspection, baseline, waiting)
+                    if capture.dump is not None and capture.dump.passing:
+                        self._refuse_passing(capture, attempt)
                     if freeze is not None:
                         freeze.check()
                     before_thaw()
@@ -259,7 +264,6 @@ class Checkpointer:
                 },
             )
         finally:
-            capture.drop_dump()
             inspection.drop()
         places = {
             reading.place.slot: baseline_after(reading, baseline.place(reading.place.slot))
@@ -368,11 +372,17 @@ class Checkpointer:
         verdict = self._same(view, pids, baseline) if stateful and ran else Verdict(bool(stateful))
         reused = baseline.image if verdict.same else None
         if self._processes is not None and stateful and reused is None:
-            dump = self._processes.dump(view, pids.__contains__, waiting)
+            inspection.drop_dump()
+            dump = inspection.dump = self._processes.dump(view, pids.__contains__, waiting)
             dump.reason = verdict.why
             # CRIU has them run a little of its own code.
             processes = sample(view.pids(), view.usage_ns)
         return Capture(inspection, readings, processes, stateful, captured_at_ns, 0, dump, reused)
+
+    def _refuse_passing(self, capture: Capture, attempt: int) -> None:
+        """Give a capture up that met a process at a bad moment, while another attempt is left."""
+        if attempt < self._limits.capture_attempts:
+            raise CaptureFailed("; ".join(capture.missing), hint="a program was just being started")
 
     def _same(self, view: ContainerView, stateful: Collection[int], baseline: Baseline) -> Verdict:
         """Whether the processes, frozen now, are still as they were dumped, though some woke."""

@@ -94,6 +94,8 @@ class Dump:
     missing: list[str] = field(default_factory=list)
     criu: str = ""
     reason: str = ""
+    passing: bool = False
+    """Whether some could not be dumped only because of the moment: thaw, and try again."""
 
     def close(self) -> None:
         """Let go of the images."""
@@ -187,10 +189,12 @@ class Processes:
             result.missing.append(f"processes: {error}")
             return result
         result.missing += [f"{each}: it is being started" for each in forest.starting]
+        result.passing = bool(forest.starting)
         if self._engine is None:
             result.missing += [f"{self.degraded} ({_names(tree)})" for tree in forest.to_dump]
             return result
         findings = examine(forest.trees, sandbox.init_pid)
+        result.passing |= any(finding.passing for finding in findings.findings)
         try:
             with _place(sandbox) as place:
                 work = _Work(

@@ -74,6 +74,8 @@ def _common(options: Options) -> list[tuple[int, int | bool | str | bytes]]:
         (9, options.log_level),
         (10, options.log_file),
         (34, _CGROUPS_IGNORED),
+        # Connections that nobody accepted yet are left out; the other end tries again.
+        (46, True),
         (52, options.tcp_close),
         (68, options.images_dir),
     ]
