@@ -14,7 +14,7 @@ from docker.models.containers import Container
 from turnkeep.client import RestoreResult, Sandbox, TurnInfo
 from turnkeep.model import TurnMetadata
 
-from demo.script import Step
+from demo.script import ASK, Step
 from demo.stage import Failed
 
 COPY_LEVEL = 3
@@ -120,8 +120,15 @@ class Agent:
             raise Failed(f"the listing failed with {code}: {output[:200]}")
         return output
 
-    def _exec(self, script: str, folder: str) -> tuple[int, str]:
-        result = self._sandbox.exec_run(["bash", "-c", script], workdir=folder)
+    def ask(self, container: Container | None = None) -> int:
+        """Ask the counting server in the sandbox, or in another container."""
+        code, output = self._exec(ASK, "/", container)
+        if code:
+            raise Failed(f"the server does not answer: {output[:200]}")
+        return int(output)
+
+    def _exec(self, script: str, folder: str, container: Container | None = None) -> tuple[int, str]:
+        result = (container or self._sandbox).exec_run(["bash", "-c", script], workdir=folder)
         assert isinstance(result.output, bytes)
         return result.exit_code or 0, result.output.decode(errors="backslashreplace")
 

@@ -27,7 +27,7 @@ from turnkeep.errors import TurnkeepError
 
 from demo import show, stage
 from demo.agent import Agent
-from demo.script import GOOD_TURN, NEXT, STEPS
+from demo.script import ASKED, GOOD_TURN, NEXT, STEPS
 from demo.show import Out
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -96,6 +96,7 @@ def _play(
     _restore(out, box, agent)
     out.heads()
     agent.play([NEXT])
+    _fork(out, box, agent)
     show.command_line(out, environment, "log", box.name, "--graph")
     show.command_line(out, environment, "ps")
     show.summary(out, agent, stored)
@@ -111,7 +112,22 @@ def _restore(out: Out, box: Sandbox, agent: Agent) -> None:
     )
     result = box.restore(turn=GOOD_TURN)
     show.restored(out, result, agent.played[GOOD_TURN - 1], agent.listing())
+    show.counted(out, "the server", ASKED + 1, agent.ask())
     out.say(f"  The conversation goes on from its message {agent.come_back(result)}.")
+    out.say()
+
+
+def _fork(out: Out, box: Sandbox, agent: Agent) -> None:
+    """Make a copy of the sandbox as it is, and see that each goes its own way."""
+    out.say()
+    out.say("A second way to try: box.fork()", "bold")
+    arrived = time.perf_counter()
+    (copy,) = box.fork()
+    out.say(f"  {copy.name}, attached and running after {(time.perf_counter() - arrived) * 1e3:.0f} ms")
+    with stage.removed(copy.name) as container:
+        for number in (ASKED + 2, ASKED + 3):
+            show.counted(out, "the copy's", number, agent.ask(container))
+        show.counted(out, "the original's", ASKED + 2, agent.ask())
     out.say()
 
 

@@ -69,6 +69,24 @@ file.write_text(file.read_text().replace(old, new))
 END
 '''
 
+SERVE = r"""
+cat >/root/serve.py <<'END'
+import http.server
+count = 0
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        global count
+        count += 1
+        self.send_response(200); self.end_headers(); self.wfile.write(b"%d" % count)
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
+END
+setsid python3 /root/serve.py </dev/null >/root/serve.log 2>&1 &
+"""
+"""A server that counts in memory how often it was asked; no file holds the number."""
+
+ASK = "curl -sf --retry 20 --retry-delay 1 --retry-connrefused http://127.0.0.1:8000/"
+
 STEPS = (
     Step("git init, write files", CREATE, 8),
     Step("cat *.py", "cat *.py", 4),
@@ -81,9 +99,14 @@ STEPS = (
     Step("python3 build.py", "python3 build.py", 4),
     Step("python3 build/*.pyz", "python3 build/*.pyz", 3),
     Step("git log --stat", "git log --stat", 4),
-    Step("rm -rf build /app", "rm -rf build /app", 3),
+    Step("python3 serve.py &", SERVE, 4),
+    Step("curl, three times", f"{ASK}; {ASK}; {ASK}", 3),
+    Step("rm -rf build /app …", "rm -rf build /app; pkill -f serve.py", 3),
 )
-"""The last one is the mistake: `rm -rf build/app` was meant."""
+"""The last one is the mistake: `rm -rf build/app` was meant, and the server was not to be ended."""
 
-GOOD_TURN = 11
+GOOD_TURN = 13
+ASKED = 3
+"""How often the server was asked until then."""
+
 NEXT = Step("rm -rf build", "rm -rf build && python3 -m unittest 2>&1", 3)

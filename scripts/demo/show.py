@@ -99,6 +99,18 @@ def _compare(out: Out, what: str, expected: str, actual: str) -> None:
         raise Failed(f"{what}: {expected} was captured, {actual} is there now")
 
 
+def counted(out: Out, whose: str, expected: int, actual: int) -> None:
+    """Print a server's answer.
+
+    Raises:
+        Failed: it is not the one expected.
+    """
+    verdict, style = ("as it has to be", "green") if expected == actual else ("WRONG", "bold red")
+    out.say(f"  {whose + ' count':<22} {actual}, {verdict}", style)
+    if expected != actual:
+        raise Failed(f"{whose} count is {actual}, not {expected}")
+
+
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

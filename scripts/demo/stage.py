@@ -133,3 +133,14 @@ def pin_removed(engine: docker.DockerClient) -> Iterator[None]:
             if tag.startswith(_PINNED):
                 with contextlib.suppress(ImageNotFound):
                     engine.images.remove(tag, noprune=True)
+
+
+@contextlib.contextmanager
+def removed(name: str) -> Iterator[Container]:
+    """Yield a container by its name; it is removed in the end."""
+    with contextlib.closing(docker.from_env()) as engine:
+        container = engine.containers.get(name)
+        try:
+            yield container
+        finally:
+            container.remove(force=True, v=True)
