@@ -5,10 +5,10 @@ BIN := .venv/bin
 SHELL_SCRIPTS := scripts/criu scripts/criu-self-test scripts/host scripts/image scripts/lib.sh scripts/protos scripts/venv .ci/run
 
 .DEFAULT_GOAL := help
-.PHONY: bench check clean demo dev help host image protos test
+.PHONY: bench bench-full check clean demo dev help host image protos test
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: image dev ## show it at work on a real sandbox
 	$(BIN)/python scripts/demo.py
@@ -29,6 +29,9 @@ check: dev ## format, lint, types, import rules, generated code, shell scripts
 
 bench: image dev ## measure, in at most five minutes
 	$(BIN)/python scripts/bench.py
+
+bench-full: image dev ## measure longer: up to 1,024 MiB of memory, 32 copies
+	$(BIN)/python scripts/bench.py --full
 
 dev: ## .venv with the project in editable mode and its tools
 	@scripts/venv

@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from bench.processes import peers
+
 GIB = 1024**3
 
 
@@ -26,6 +28,7 @@ def describe(engine: Mapping[str, Any], version: str, folder: Path) -> dict[str,
         "load": f"{load()} before",
         "kernel": platform.release(),
         "engine": f"Docker {engine['ServerVersion']}, {driver}, cgroup v{engine.get('CgroupVersion', '1')}",
+        **peers.versions(),
         "state": f"{_file_system(folder)}, {folder.parent}",
         "python": platform.python_version(),
     }

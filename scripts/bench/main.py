@@ -10,24 +10,25 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import docker
-import turnkeep
 from demo import stage
 from docker.errors import DockerException, ImageNotFound
 from rich.console import Console
 from turnkeep.errors import TurnkeepError
 
-from bench import machine, report
+from bench import files, machine, report
 from bench.interrupt import Interrupts
-from bench.peer import Peer
-from bench.rounds import CHANGED, FILE_BYTES, Rounds
+from bench.processes import run
+from bench.report import Part
+from bench.rounds import CHANGED
 
 _INTERRUPTED = 130
 _QUICK_RUNS, _QUICK_FILES = 3, 500
+_PARTS = _FILES, _PROCESSES = "files", "processes"
 _OUTPUT = Path(__file__).parents[2] / "build" / "bench.json"
 
 
@@ -55,10 +56,13 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench", description="Measure Turnkeep beside docker commit.")
-    parser.add_argument("--runs", type=int, help="how often everything is measured (20)")
-    parser.add_argument("--files", type=int, help="files in the sandbox's writable layer (5000)")
-    parser.add_argument("--quick", action="store_true", help="a few runs on few files, to see that it works")
+    parser = argparse.ArgumentParser(prog="bench", description="Measure Turnkeep beside its peers.")
+    parser.add_argument("--runs", type=int, help="how often turns and restores of files are measured (20)")
+    parser.add_argument("--files", type=int, help="files in that sandbox's writable layer (5000)")
+    parser.add_argument("--only", choices=_PARTS, help="measure one part")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="a few runs of little, to see that it works")
+    size.add_argument("--full", action="store_true", help="longer: up to 1,024 MiB of memory, 32 copies")
     parser.add_argument("--output", type=Path, default=_OUTPUT, help="where the JSON goes (build/bench.json)")
     options = parser.parse_args()
     if options.runs is None:
@@ -71,48 +75,42 @@ def _options() -> argparse.Namespace:
 
 
 def _run(stack: contextlib.ExitStack, options: argparse.Namespace, interrupts: Interrupts) -> None:
-    started = time.monotonic()
     name = f"turnkeep-bench-{secrets.token_hex(4)}"
     engine = stack.enter_context(contextlib.closing(docker.from_env()))
-    folder = stack.enter_context(_private_folder())
-    environment = stage.private_environment(folder)
     stack.enter_context(stage.pin_removed(engine))
-    peer = Peer(engine, name)
-    stack.enter_context(peer.removed())
-    sandbox = stack.enter_context(stage.container(engine, name))
-    stack.enter_context(stage.daemon(folder, environment))
-    tk = stack.enter_context(turnkeep.connect(environment["TURNKEEP_ADDRESS"]))
+    folder = stack.enter_context(_private_folder())
     stack.callback(interrupts.ignore)
-    about = machine.describe(engine.info(), tk.status().version, folder)
-    rounds = Rounds(engine, sandbox, peer, folder / "state", options.files, interrupts)
-    rounds.start(tk.attach(name))
-    _measure(rounds, options.runs)
+    about = machine.describe(engine.info(), version("turnkeep"), folder)
+    parts = []
+    if options.only != _PROCESSES:
+        parts.append(_files(engine, name, folder, options, interrupts))
+    if options.only != _FILES:
+        parts.append(_processes(engine, name, folder, options, interrupts))
+    report.progress("")
     about["load"] += f", {machine.load()} after"
-    found = report.figures(rounds.samples.values)
-    took_s = time.monotonic() - started
-    summary = (
-        f"{options.runs} rounds in {took_s:.0f} s, a turn changes {CHANGED} of {options.files:,} files"
-        f" of {FILE_BYTES} bytes"
-    )
-    width = report.WIDTH
-    report.show(Console(width=width, highlight=False, markup=False), about, summary, found)
-    settings = {"runs": options.runs, "files": options.files, "changed": CHANGED, "file_bytes": FILE_BYTES}
-    report.write(options.output, about, settings, found)
+    console = Console(width=report.WIDTH, highlight=False, markup=False)
+    report.show_machine(console, about)
+    for part in parts:
+        report.show(console, part)
+    report.write(options.output, about, parts)
     print(f"written to {options.output}")
 
 
-def _measure(rounds: Rounds, runs: int) -> None:
-    """Run the rounds, after one that warms caches up and does not count."""
-    for number in range(runs + 1):
-        if sys.stderr.isatty():
-            print(f"\rround {number} of {runs}", end="", file=sys.stderr, flush=True)
-        rounds.run(f"round-{number}")
-        if number == 0:
-            rounds.samples.values.clear()
-        else:
-            rounds.forget(f"round-{number - 1}")
-    if sys.stderr.isatty():
-        print("\r", end="", file=sys.stderr)
+def _files(
+    engine: docker.DockerClient, name: str, folder: Path, options: argparse.Namespace, interrupts: Interrupts
+) -> Part:
+    own = folder / _FILES
+    own.mkdir()
+    return files.measure(engine, name, own, options.runs, options.files, interrupts)
+
+
+def _processes(
+    engine: docker.DockerClient, name: str, folder: Path, options: argparse.Namespace, interrupts: Interrupts
+) -> Part:
+    own = folder / _PROCESSES
+    own.mkdir()
+    plan = run.QUICK if options.quick else run.FULL if options.full else run.Plan()
+    return run.measure(engine, name, own, plan, interrupts)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,12 @@
-"""The table and the JSON."""
+"""The tables and the JSON."""
 
 from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,22 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-WIDTH = 100
+WIDTH = 120
+_MIB = 1024 * 1024
+_WIDTHS = {"median": 9, "p95": 9, "runs": 4, "peer ÷ it": 15, "it ÷ floor": 12, "target": 18}
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a median is to stay within: `most` in the measure's unit, or so many times that of `of`."""
+
+    most: float
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A row of the table: what it is compared with, above and below."""
+    """A row of a table: what it is compared with, above and below."""
 
     title: str
     peer: str = ""
@@ -26,37 +37,11 @@ class Measure:
     unit: str = "ns"
     short: str = ""
     """What the rows that are compared with it call it."""
+    limits: tuple[Limit, ...] = ()
 
 
-TURNKEEP = {
-    "freeze": Measure("freeze window", "commit_pause", "floor_read"),
-    "captured": Measure("EndTurn to captured", "commit", "floor_read"),
-    "durable": Measure("EndTurn to durable", "commit", "floor_fsync"),
-    "durable_seen": Measure("  by the harness's clock", "commit", "floor_fsync"),
-    "end": Measure("EndTurn round trip", floor="floor_fsync"),
-    "begin": Measure("BeginTurn round trip, gate open", floor="floor_fsync"),
-    "inspect": Measure("EndTurn to the stateless decision"),
-    "stored": Measure("stored for the turn", "commit_layer", unit="bytes"),
-    "restore": Measure("restore of a kept turn", "replace"),
-    "restore_freeze": Measure("  freeze while writing", floor="floor_read"),
-    "restore_saving": Measure("restore, new changes saved first", "replace"),
-    "restore_saving_freeze": Measure("  freeze while writing", floor="floor_read"),
-    "restore_only": Measure("restore, new changes not saved", "replace"),
-    "restore_only_freeze": Measure("  freeze while writing", floor="floor_read"),
-}
-PEER = {
-    "commit": Measure("docker commit", short="commit"),
-    "commit_pause": Measure("  pause inside it, by its events", short="pause"),
-    "commit_running": Measure("docker commit --pause=false"),
-    "commit_layer": Measure("layer of docker commit", unit="bytes", short="layer"),
-    "replace": Measure("docker rm -f, docker run", short="rm, run"),
-}
-FLOOR = {
-    "floor_read": Measure("read the changed files", short="read"),
-    "floor_fsync": Measure("append 4 KiB and fsync", short="fsync"),
-}
-MEASURES = TURNKEEP | PEER | FLOOR
-_SECTIONS = (("Turnkeep", TURNKEEP), ("Docker alone", PEER), ("the machine", FLOOR))
+Sections = Mapping[str, Mapping[str, Measure]]
+"""A table: the rows below each heading."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,71 +53,128 @@ class Figure:
     p95: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """All that was measured of one thing."""
+
+    name: str
+    summary: str
+    settings: Mapping[str, Any]
+    sections: Sections
+    found: Mapping[str, Figure]
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def measures(self) -> Mapping[str, Measure]:
+        """All rows that something was measured for."""
+        rows = {key: measure for each in self.sections.values() for key, measure in each.items()}
+        return {key: measure for key, measure in rows.items() if key in self.found}
+
+    def ratio(self, key: str, other: str) -> float | None:
+        """Return how many times the other one's median a measure's is; None where that says nothing."""
+        if other not in self.found or not self.found[other].median:
+            return None
+        return self.found[key].median / self.found[other].median
+
+    def peer_ratio(self, key: str) -> float | None:
+        """Return how many times a measure's median its peer's is."""
+        peer = self.measures[key].peer
+        return self.ratio(peer, key) if peer in self.found else None
+
+    def keeps(self, key: str, limit: Limit) -> bool | None:
+        """Whether a measure stays within a limit; None if what it depends on was not measured."""
+        if not limit.of:
+            return self.found[key].median <= limit.most
+        ratio = self.ratio(key, limit.of)
+        return None if ratio is None else ratio <= limit.most
+
+
 def figures(samples: Mapping[str, Sequence[int]]) -> dict[str, Figure]:
     """Return the figure of every measure."""
     return {
         key: Figure(values=values, median=statistics.median(values), p95=_p95(values))
-        for key, values in ((key, samples[key]) for key in MEASURES)
+        for key, values in samples.items()
+        if values
     }
 
 
-def show(console: Console, machine: Mapping[str, str], options: str, found: Mapping[str, Figure]) -> None:
-    """Print the table."""
+def progress(what: str) -> None:
+    """Say on a terminal how far it is; "" takes that away again."""
+    if sys.stderr.isatty():
+        print(f"\r{what:<60}\r", end="", file=sys.stderr, flush=True)
+
+
+def show_machine(console: Console, machine: Mapping[str, str]) -> None:
+    """Print what it was measured on."""
     for key, value in machine.items():
         console.print(f"{key:<9} {value}")
-    console.print(f"{'run':<9} {options}")
+
+
+def show(console: Console, part: Part) -> None:
+    """Print the table of one part."""
+    console.print(f"\n{part.name:<9} {part.summary}")
+    columns = ["median", "p95", "runs", "peer ÷ it", "it ÷ floor", "target"]
+    if not any(measure.floor for measure in part.measures.values()):
+        columns.remove("it ÷ floor")
+    if not any(measure.limits for measure in part.measures.values()):
+        columns.remove("target")
     table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column(no_wrap=True)
-    for name in ("median", "p95", "peer ÷ it", "it ÷ floor"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for section, measures in _SECTIONS:
-        table.add_row(section)
-        for key, measure in measures.items():
-            figure = found[key]
-            table.add_row(
-                f"  {measure.title}",
-                _text(figure.median, measure.unit),
-                _text(figure.p95, measure.unit),
-                _ratio(ratio_to_peer(found, key), measure.peer),
-                _ratio(ratio_to_floor(found, key), measure.floor),
-            )
+    table.add_column(no_wrap=True, min_width=38)
+    for name in columns:
+        is_last = name == "target"
+        table.add_column(name, justify="left" if is_last else "right", no_wrap=True, min_width=_WIDTHS[name])
+    for section, measures in part.sections.items():
+        rows = [key for key in measures if key in part.found]
+        if rows:
+            table.add_row(section)
+        for key in rows:
+            cells = _cells(part, key)
+            table.add_row(f"  {measures[key].title}", *(cells[name] for name in columns))
         table.add_section()
     console.print(table)
+    for note in part.notes:
+        console.print(f"  {note}")
 
 
-def write(
-    path: Path, machine: Mapping[str, str], options: Mapping[str, Any], found: Mapping[str, Figure]
-) -> None:
+def _cells(part: Part, key: str) -> dict[str, str]:
+    measure, figure = part.measures[key], part.found[key]
+    return {
+        "median": _text(figure.median, measure.unit),
+        "p95": _text(figure.p95, measure.unit),
+        "runs": str(len(figure.values)),
+        "peer ÷ it": _ratio(part, part.peer_ratio(key), measure.peer),
+        "it ÷ floor": _ratio(part, part.ratio(key, measure.floor), measure.floor),
+        "target": "\n".join(_verdict(part, key, limit) for limit in measure.limits),
+    }
+
+
+def write(path: Path, machine: Mapping[str, str], parts: Sequence[Part]) -> None:
     """Write everything, single values included, as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {"machine": dict(machine), "parts": {part.name: _part(part) for part in parts}}
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def _part(part: Part) -> dict[str, Any]:
     measures = {
         key: {
             "title": measure.title.strip(),
             "unit": measure.unit,
-            "median": found[key].median,
-            "p95": found[key].p95,
+            "median": part.found[key].median,
+            "p95": part.found[key].p95,
             "peer": measure.peer or None,
-            "peer_ratio": ratio_to_peer(found, key),
+            "peer_ratio": part.peer_ratio(key),
             "floor": measure.floor or None,
-            "floor_ratio": ratio_to_floor(found, key),
-            "values": list(found[key].values),
+            "floor_ratio": part.ratio(key, measure.floor),
+            "targets": [
+                {"most": limit.most, "times": limit.of or None, "kept": part.keeps(key, limit)}
+                for limit in measure.limits
+            ],
+            "values": list(part.found[key].values),
         }
-        for key, measure in MEASURES.items()
+        for key, measure in part.measures.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"machine": dict(machine), "options": dict(options), "measures": measures}
-    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-
-
-def ratio_to_peer(found: Mapping[str, Figure], key: str) -> float | None:
-    """Return how many times the measure's median its peer's is."""
-    peer = MEASURES[key].peer
-    return found[peer].median / found[key].median if peer and found[key].median else None
-
-
-def ratio_to_floor(found: Mapping[str, Figure], key: str) -> float | None:
-    """Return how many times the floor's median the measure's is."""
-    floor = MEASURES[key].floor
-    return found[key].median / found[floor].median if floor and found[floor].median else None
+    return {"options": dict(part.settings), "notes": list(part.notes), "measures": measures}
 
 
 def _p95(values: Sequence[int]) -> float:
@@ -142,14 +184,26 @@ def _p95(values: Sequence[int]) -> float:
 
 
 def _text(value: float, unit: str) -> str:
-    return f"{_rounded(value / 1024)} KiB" if unit == "bytes" else f"{_rounded(value / 1e6)} ms"
+    if unit == "bytes":
+        return f"{_rounded(value / 1024)} KiB" if value < _MIB else f"{_rounded(value / _MIB)} MiB"
+    return f"{_rounded(value / 1e6)} ms"
 
 
-def _ratio(value: float | None, other: str) -> str:
-    return f"{_rounded(value)} × {MEASURES[other].short}" if value is not None else ""
+def _ratio(part: Part, value: float | None, other: str) -> str:
+    return f"{_rounded(value)} × {part.measures[other].short}" if value is not None else ""
+
+
+def _verdict(part: Part, key: str, limit: Limit) -> str:
+    kept = part.keeps(key, limit)
+    word = {True: "ok", False: "missed", None: "unknown"}[kept]
+    if not limit.of:
+        return f"{word} ≤ {_text(limit.most, part.measures[key].unit)}"
+    other = part.measures[limit.of].short if limit.of in part.measures else limit.of
+    return f"{word} ≤ {limit.most:g} × {other}"
 
 
 def _rounded(value: float) -> str:
     """Return two or three digits that count: more would only be noise."""
-    decimals = 2 if value < 10 else 1 if value < 100 else 0
+    size = abs(value)
+    decimals = 2 if size < 10 else 1 if size < 100 else 0
     return f"{value:,.{decimals}f}"

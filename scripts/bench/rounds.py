@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +16,7 @@ from turnkeep.model import TurnState
 
 from bench.interrupt import Interrupts
 from bench.peer import Peer, layer_bytes
+from bench.samples import Samples
 
 CHANGED = 5
 FILE_BYTES = 2048
@@ -41,24 +39,6 @@ for path in sys.argv[2:]:
     with open(path, "w") as file:
         file.write(os.urandom(int(sys.argv[1]) // 2).hex())
 """
-
-
-class Samples:
-    """What was measured, by the name of the measure: nanoseconds or bytes."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[int]] = defaultdict(list)
-
-    def add(self, measure: str, value: int) -> None:
-        """Keep one more value."""
-        self.values[measure].append(value)
-
-    @contextlib.contextmanager
-    def timed(self, measure: str) -> Iterator[None]:
-        """Keep how long the block takes."""
-        started = time.perf_counter_ns()
-        yield
-        self.add(measure, time.perf_counter_ns() - started)
 
 
 class Rounds:

@@ -1,0 +1,151 @@
+"""The order of things: dumps at each size, restores, forks."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker
+
+from bench import report
+from bench.interrupt import Interrupts
+from bench.peer import Peer
+from bench.processes import measures, peers
+from bench.processes.boxes import MIB, Box, Living, Server, Terminal, box
+from bench.processes.daemons import Daemon, daemon
+from bench.processes.dumps import Dumps
+from bench.processes.forks import Forks
+from bench.processes.restores import Restores
+from bench.report import Part
+from bench.samples import Samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How much is measured, and how often."""
+
+    sizes: tuple[int, ...] = (16 * MIB, 64 * MIB, 256 * MIB)
+    copies: tuple[int, ...] = (1, 8)
+    runs: int = 8
+    first_dumps: int = 3
+    commits: int = 3
+    cold_runs: int = 3
+    fork_runs: int = 3
+
+
+QUICK = Plan(sizes=(16 * MIB,), copies=(1,), runs=2, first_dumps=1, commits=1, cold_runs=1, fork_runs=1)
+FULL = Plan(sizes=(16 * MIB, 64 * MIB, 256 * MIB, 1024 * MIB), copies=(1, 8, 32), runs=20, cold_runs=5)
+
+
+class _Run:
+    def __init__(
+        self,
+        engine: docker.DockerClient,
+        name: str,
+        peer: Peer,
+        folder: Path,
+        plan: Plan,
+        interrupts: Interrupts,
+    ) -> None:
+        self.samples = Samples()
+        self.notes: list[str] = []
+        self._engine = engine
+        self._name = name
+        self._peer = peer
+        self._folder = folder
+        self._plan = plan
+        self._interrupts = interrupts
+
+    def dumps(self, serving: Daemon, size: int) -> None:
+        prefix, plan = measures.dump_prefix(size), self._plan
+        with contextlib.ExitStack() as stack:
+            memory = stack.enter_context(peers.in_memory())
+            sandbox = stack.enter_context(box(self._engine, f"{self._name}-{prefix}"))
+            checkpoints = peers.Checkpoints(memory)
+            dumps = Dumps(prefix, self.samples, serving.tk, sandbox, Server(size), checkpoints)
+            for number in range(plan.first_dumps):
+                report.progress(f"{size // MIB} MiB, first dump {number + 1} of {plan.first_dumps}")
+                dumps.first()
+            with self.samples.forgotten():
+                dumps.run()
+            for number in range(plan.runs):
+                report.progress(f"{size // MIB} MiB, round {number + 1} of {plan.runs}")
+                dumps.run()
+            for number in range(plan.commits):
+                with self._interrupts.held():
+                    dumps.commit(self._peer, f"{number}")
+            if not self.notes:
+                self.notes += _not_measured(sandbox)
+
+    def restores(self, serving: Daemon, prefix: str, living: Living) -> None:
+        name, plan = f"{self._name}-{prefix}", self._plan
+        with contextlib.ExitStack() as stack:
+            sandbox, twin = (
+                stack.enter_context(box(self._engine, each)) for each in (f"{name}box", f"{name}twin")
+            )
+            plain = stack.enter_context(peers.plain_container(self._engine, self._folder, f"{name}runc"))
+            ways = Restores(prefix, self.samples, serving, living, sandbox, twin, plain, self._interrupts)
+            ways.start()
+            with self.samples.forgotten():
+                ways.run()
+            for number in range(plan.runs):
+                report.progress(f"{living.name}, restore {number + 1} of {plan.runs}")
+                ways.run()
+            for number in range(plan.cold_runs):
+                report.progress(f"{living.name}, cold restore {number + 1} of {plan.cold_runs}")
+                ways.run_cold()
+
+    def forks(self, serving: Daemon) -> None:
+        with contextlib.ExitStack() as stack:
+            files, processes = (
+                stack.enter_context(box(self._engine, f"{self._name}-fork-{each}"))
+                for each in ("files", "processes")
+            )
+            forks = Forks(self.samples, serving, self._engine, self._name, self._interrupts)
+            forks.start(files, processes, Server(64 * MIB))
+            for count in self._plan.copies:
+                for number in range(self._plan.fork_runs):
+                    report.progress(f"{count} copies, {number + 1} of {self._plan.fork_runs}")
+                    forks.run(count)
+
+
+def measure(engine: docker.DockerClient, name: str, folder: Path, plan: Plan, interrupts: Interrupts) -> Part:
+    """Measure everything on a daemon of its own, which is gone afterwards."""
+    started = time.monotonic()
+    peer = Peer(engine, name)
+    run = _Run(engine, name, peer, folder, plan, interrupts)
+    # Copies that an interruption came upon are removed by their names.
+    with peer.removed(), daemon(folder) as serving:
+        for size in plan.sizes:
+            run.dumps(serving, size)
+        run.restores(serving, "tmux_", Terminal())
+        run.restores(serving, "server_", Server(64 * MIB))
+        run.forks(serving)
+    took_s = time.monotonic() - started
+    return Part(
+        name="processes",
+        summary=f"in {took_s:.0f} s; a turn writes to 8 pages of the server's memory, which is random",
+        settings={
+            "runs": plan.runs,
+            "cold_runs": plan.cold_runs,
+            "fork_runs": plan.fork_runs,
+            "sizes": list(plan.sizes),
+            "copies": list(plan.copies),
+        },
+        sections=measures.sections(list(plan.sizes), list(plan.copies)),
+        found=report.figures(run.samples.values),
+        notes=run.notes,
+    )
+
+
+def _not_measured(sandbox: Box) -> list[str]:
+    """Return why some peers are not in the tables."""
+    notes = []
+    if refusal := peers.docker_checkpoint(sandbox):
+        notes.append(f"docker checkpoint create: not measured. {refusal}")
+    if shutil.which("podman") is None:
+        notes.append("podman container checkpoint: not measured. It is not installed here")
+    return notes
