@@ -68,6 +68,10 @@ class Box:
         """Its bundle, while it runs."""
         return find_bundle(self.pid, self.id)
 
+    def traces(self) -> list[str]:
+        """Return the names of its order, and of what was made of it."""
+        return sorted(path.name for path in self.settings.orders.glob(f"{self.id}*"))
+
     def thaw(self) -> None:
         """Let it run."""
         if self.state["Running"]:

@@ -33,7 +33,7 @@ def criu_bin() -> Path:
 
 
 @pytest.fixture(scope="session")
-def own(engine: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnEngine]:
+def own(engine: docker.DockerClient) -> Iterator[OwnEngine]:
     """An engine of our own. `engine` says whether there can be one at all.
 
     TURNKEEP_TEST_ENGINE is the folder of one that another test has started.
@@ -44,8 +44,7 @@ def own(engine: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -
         yield given
         given.client.close()
         return
-    # Short: a socket's path has at most 107 bytes.
-    with own_engine(tmp_path_factory.mktemp("e")) as made:
+    with own_engine() as made:
         yield made
 
 

@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,9 +83,11 @@ def _end(pid: int) -> None:
 
 
 @contextlib.contextmanager
-def own_engine(folder: Path, *, programs: str = "") -> Iterator[OwnEngine]:
+def own_engine(*, programs: str = "") -> Iterator[OwnEngine]:
     """Run an engine for a `with` block."""
-    made = OwnEngine(folder)
+    # Not among pytest's folders, which other runs clean up. And short: a socket's
+    # path has at most 107 bytes.
+    made = OwnEngine(Path(tempfile.mkdtemp(prefix="tk-engine-")))
     try:
         made.start(programs=programs)
         yield made

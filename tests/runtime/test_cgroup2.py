@@ -30,7 +30,7 @@ def test_whole_containers_on_cgroup_v2(
     programs = tmp_path_factory.mktemp("bin")
     (programs / "dockerd").write_text(DOCKERD)
     (programs / "dockerd").chmod(0o755)
-    with own_engine(tmp_path_factory.mktemp("e"), programs=str(programs)) as own:
+    with own_engine(programs=str(programs)) as own:
         assert own.client.info()["CgroupVersion"] == "2"
         inside = ["nsenter", "--mount", f"--target={own.pid}"]
         tests = [str(Path(__file__).with_name("test_whole_container.py")), "-k", CHOSEN]

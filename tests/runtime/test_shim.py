@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -152,6 +155,18 @@ def test_a_restore_that_hangs_is_ended(shim: Shim, create: list[str], tmp_path: 
     child = int((tmp_path / "child").read_text())
     assert not Path(f"/proc/{child}/exe").exists()
     assert list(shim.orders.iterdir()) == []
+
+
+def test_a_restore_does_not_outlive_what_started_it(shim: Shim, create: list[str], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pid")
+    (tmp_path / "runc").write_text(f"#!/bin/sh\necho $$ >{tmp_path}/pid\nexec sleep 600\n")
+    with subprocess.Popen([shim.program, *create]) as process:
+        pidfd = os.pidfd_open(int((tmp_path / "pid").read_text()))
+        try:
+            process.kill()
+            assert select.select([pidfd], [], [], 60)[0]
+        finally:
+            os.close(pidfd)
 
 
 def test_options_reach_runc_and_criu(shim: Shim, create: list[str], tmp_path: Path) -> None:

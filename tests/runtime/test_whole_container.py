@@ -82,7 +82,7 @@ def test_a_server_goes_on_where_it_was(make: Make, options: dict[str, Any]) -> N
         box.stop()
         box.order()
         box.start()
-        assert list(box.settings.orders.iterdir()) == []
+        assert box.traces() == []
         assert [box.next(), box.next()] == [3, 4]
         now = look(box)
         assert set(now["mounts"]) ^ set(before["mounts"]) == set()
@@ -221,7 +221,7 @@ def test_a_restore_that_fails_says_why_and_leaves_nothing(server: Box) -> None:
     with pytest.raises(APIError, match=r"could not restore the container: Error .*empty-image") as caught:
         server.start()
     assert str(server.work / "restore.log") in str(caught.value)
-    assert list(server.settings.orders.iterdir()) == []
+    assert server.traces() == []
     assert not (bundle.runc_root / server.id).exists()
     assert not cgroup.freezer.exists()
     assert not server.state["Running"]
@@ -240,7 +240,7 @@ def test_an_expired_order_is_none(server: Box) -> None:
     while b"ready" not in server.container.logs(tail=1):
         pass
     assert server.next() == 1
-    assert list(server.settings.orders.iterdir()) == []
+    assert server.traces() == []
 
 
 def test_a_withdrawn_order_is_none(server: Box) -> None:

@@ -198,7 +198,7 @@ def log_lines(log: Path) -> list[str]:
         return []
     errors = [line for line in text.splitlines() if "Error" in line]
     useful = [line for line in errors if not any(noise in line for noise in _NOISE)]
-    return [re.sub(r"^\([\d.]+\)\s*", "", line).strip() for line in (useful or errors)[:_SHOWN_LINES]]
+    return [re.sub(r"^\([\d.]+\)\s*", "", line).strip() for line in useful[:_SHOWN_LINES]]
 
 
 def read_stats(image: bytes) -> DumpStats:

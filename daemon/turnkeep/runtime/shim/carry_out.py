@@ -43,8 +43,8 @@ _CREATE_VALUES = frozenset({"--bundle", "-b", "--console-socket", "--pid-file"})
 _CREATE_FLAGS = frozenset({"--no-pivot", "--no-new-keyring"})
 _CGROUP_MODES = frozenset({"soft", "full", "strict"})
 _KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}
-_KEYCTL_JOIN_SESSION_KEYRING = 1
-_KILL_WAIT_S = 10.0
+_KEYCTL_JOIN_SESSION_KEYRING, _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 1, 36
+_CLONE_NEWNS, _MS_REC_SLAVE = 0x00020000, 0x4000 | 1 << 19
 
 
 class Refused(Exception):
@@ -85,6 +85,7 @@ def main(arguments: Sequence[str]) -> int:
         _restore(runc, call, order)
     except (Refused, OSError, ValueError, KeyError, TypeError) as error:
         started.unlink(missing_ok=True)
+        _kill_children()
         _remove_container(runc, call)
         _report(call, f"turnkeep: could not restore the container: {error}")
         return 1
@@ -250,6 +251,9 @@ def _restore(runc: str, call: Call, order: Mapping[str, Any]) -> None:
         (work / name).unlink(missing_ok=True)
     if "--no-new-keyring" not in call.options:
         _leave_keyring(call.container_id)
+    # What a killed CRIU leaves half made comes to us, instead of the engine's shim;
+    # what it has restored goes on to that one when we end.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     limit_s = float(order["options"]["limit_s"])
     settings = {
         "TURNKEEP_PYTHON": sys.executable,
@@ -257,14 +261,14 @@ def _restore(runc: str, call: Call, order: Mapping[str, Any]) -> None:
         "TURNKEEP_REASON": str(work / REASON),
     }
     process = subprocess.Popen(
-        [runc, *restore_words(call, order)], env={**os.environ, **settings}, start_new_session=True
+        [runc, *restore_words(call, order)],
+        env={**os.environ, **settings},
+        start_new_session=True,
+        preexec_fn=_set_apart,
     )
     try:
         status = process.wait(limit_s)
     except subprocess.TimeoutExpired:
-        _kill_tree(process.pid)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_KILL_WAIT_S)
         raise Refused(f"CRIU did not finish within {limit_s:g} s; its log: {work / LOG}") from None
     if status:
         lines = (
@@ -273,6 +277,22 @@ def _restore(runc: str, call: Call, order: Mapping[str, Any]) -> None:
             or [_last_error(call) or f"runc restore ended with {status}"]
         )
         raise Refused(f"{'; '.join(lines)} (all of it: {work / LOG})")
+
+
+def _set_apart() -> None:
+    """Have this process die with its parent, and keep its mounts to itself.
+
+    Nobody would know of what an orphan restores; without runc at the other end
+    of its socket, CRIU gives up, and kills what it has. And runc mounts the
+    container's root file system below its own records (`criu-root`). Killed, it
+    leaves that behind, and the engine's clean-up, a `runc delete --force`, then
+    deletes *through* it every file of the container. In a mount namespace of its
+    own it is gone with the last process there.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC_SLAVE), None):
+        raise OSError(ctypes.get_errno(), "no mount namespace for runc")
 
 
 def _refusal(work: Path) -> list[str]:
@@ -295,15 +315,28 @@ def _leave_keyring(container_id: str) -> None:
             raise Refused(f"no session keyring of its own for the container: {os.strerror(code)}")
 
 
+def _kill_children() -> None:
+    """Kill all that descends from this process, and wait until it is gone."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            for child in _children(os.getpid()):
+                _kill_tree(child)
+            os.wait()
+
+
 def _kill_tree(pid: int) -> None:
-    """Kill a process and all that descends from it, children first seen while their parent stands."""
+    """Kill a process and all that descends from it; it stands while its children are looked up."""
     with contextlib.suppress(OSError):
         os.kill(pid, signal.SIGSTOP)
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                _kill_tree(int(child))
+        for child in _children(pid):
+            _kill_tree(child)
     with contextlib.suppress(OSError):
         os.kill(pid, signal.SIGKILL)
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 _NOISE = ("Restoring FAILED", "Unable to create tun", "RLIMIT_NOFILE for self", "cgroupd: recv req error")
@@ -318,7 +351,7 @@ def log_lines(log: Path) -> list[str]:
         return []
     errors = [line for line in text.splitlines() if "Error" in line]
     useful = [line for line in errors if not any(noise in line for noise in _NOISE)]
-    return [re.sub(r"^\([\d.]+\)\s*", "", line).strip() for line in (useful or errors)[:_SHOWN_LINES]]
+    return [re.sub(r"^\([\d.]+\)\s*", "", line).strip() for line in useful[:_SHOWN_LINES]]
 
 
 def _last_error(call: Call) -> str:
