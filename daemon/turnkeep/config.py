@@ -76,6 +76,8 @@ class ProcessSettings:
     """A program, or a prefix that holds one. Empty: the one `make host` installed, else the host's."""
     image_bytes: int = 2048 * MIB
     """Memory for the images of one process tree while they are written or read."""
+    cache_bytes: int = 256 * MIB
+    """Memory for the content of the newest images, so that going back to them reads no disk."""
     compare_bytes: int = 64 * MIB
     """Memory that may be read inside a freeze to see whether processes that woke changed at all."""
     exec_sessions: str = "capture"

@@ -14,6 +14,7 @@ from turnkeep_store.writer import BlobWriter
 
 from turnkeep.model import Fidelity, ProcessImage, TurnNumber
 from turnkeep.process import archive
+from turnkeep.process.cache import CachingSink
 from turnkeep.process.engine import BOTH, IN_SANDBOX, WHOLE, WHOLE_KIND, Dump
 from turnkeep.process.quiet import TreePrint
 
@@ -73,7 +74,7 @@ def _store(writer: BlobWriter, dump: Dump, turn: TurnNumber) -> ProcessImage:
     before = writer.stats.stored_bytes
     trees, total = [], 0
     for each in dump.trees:
-        entry, size = archive.store(writer, each.images)
+        entry, size = archive.store(CachingSink(writer, dump.cache), each.images)
         assert entry.subtree is not None
         total += size
         trees.append(replace(each.record, images=entry.subtree.hex(), image_bytes=size))

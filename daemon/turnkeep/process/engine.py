@@ -18,6 +18,7 @@ from turnkeep.config import ProcessSettings
 from turnkeep.errors import CaptureFailed, CriuFailed, SandboxGone, TurnkeepError, Unsupported
 from turnkeep.model import ProcessLine, ProcessTree
 from turnkeep.process import archive, whole
+from turnkeep.process.cache import BlobCache
 from turnkeep.process.criu import find_criu
 from turnkeep.process.findings import Findings, Kind, Tie
 from turnkeep.process.launch import Launcher, Place
@@ -93,6 +94,7 @@ class Dump:
     trees: list[TreeDump] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     criu: str = ""
+    cache: BlobCache = field(default_factory=lambda: BlobCache(0))
     reason: str = ""
     passing: bool = False
     """Whether some could not be dumped only because of the moment: thaw, and try again."""
@@ -109,6 +111,7 @@ class Processes:
     def __init__(self, settings: ProcessSettings, run_dir: Path) -> None:
         self.settings = settings
         self.run_dir = run_dir
+        self.cache = BlobCache(settings.cache_bytes)
         self._launcher: Launcher | None = None
         self._engine: InSandbox | None = None
         self._registers: Registers | None = None
@@ -182,7 +185,7 @@ class Processes:
             SandboxGone: its init has ended.
             CaptureFailed: `exec_sessions = "fail"`, and a client of `docker exec` waits.
         """
-        result = Dump(criu=self.criu)
+        result = Dump(criu=self.criu, cache=self.cache)
         try:
             forest = _forest(sandbox, is_stateful)
         except OverflowError as error:

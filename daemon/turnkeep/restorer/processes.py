@@ -22,6 +22,7 @@ from turnkeep.errors import InternalError, InvalidRequest, RestoreFailed
 from turnkeep.model import ProcessImage, ProcessLine, ProcessTree
 from turnkeep.process import archive
 from turnkeep.process.allowance import allowance_from
+from turnkeep.process.cache import CachingSource
 from turnkeep.process.confinement import Confinement, compare
 from turnkeep.process.engine import INIT_FD, WHOLE_KIND, Processes, require_own_proc
 from turnkeep.process.images import open_images
@@ -135,7 +136,8 @@ def _load(
     name = "images" if record.kind == WHOLE_KIND else "."
     images = processes.engine.new_images(name, expected_bytes=record.image_bytes)
     try:
-        archive.load(repository, TreeId(bytes.fromhex(record.images)), images)
+        source = CachingSource(repository, processes.cache)
+        archive.load(source, TreeId(bytes.fromhex(record.images)), images)
         same_boot = image.boot_id == boot_id()
         if not same_boot and OTHER_BOOT not in ready.notes:
             ready.notes.append(OTHER_BOOT)
