@@ -45,7 +45,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
-@pytest.mark.parametrize("victim", ["criu", "runc", "carry_out"])
+@pytest.mark.parametrize("victim", ["criu", "runc", "worker", "supervisor"])
 def test_nothing_is_left(make: Callable[..., Box], held: Path, victim: str) -> None:
     box = make("python3", "-c", SERVER)
     box.wait_ready()
@@ -57,17 +57,21 @@ def test_nothing_is_left(make: Callable[..., Box], held: Path, victim: str) -> N
     command = ["docker", "--host", box.own.host, "start", box.id]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as starting:
         init = int((held / "reached").read_text())
-        restored, runc = os.pidfd_open(init), parent(init)
+        runc = parent(init)
         go_on = os.open(held / "go_on", os.O_RDWR)
         try:
             criu = next(child for child in children(runc) if child != init)
-            os.kill({"criu": criu, "runc": runc, "carry_out": parent(runc)}[victim], 9)
+            worker = parent(runc)
+            victims = {"criu": criu, "runc": runc, "worker": worker, "supervisor": parent(worker)}
+            pidfds = [os.pidfd_open(pid) for pid in (init, *victims.values())]
+            os.kill(victims[victim], 9)
             # CRIU looks at nothing else before its script has ended, if that still runs.
             os.write(go_on, b"\n")
-            assert select.select([restored], [], [], LIMIT_S)[0]
+            for pidfd in pidfds:
+                assert select.select([pidfd], [], [], LIMIT_S)[0]
+                os.close(pidfd)
             assert starting.wait(LIMIT_S) == 1
         finally:
-            os.close(restored)
             os.close(go_on)
     assert not record.exists()
     assert str(record) not in Path("/proc/self/mounts").read_text()

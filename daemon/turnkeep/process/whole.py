@@ -107,7 +107,10 @@ def dump(
         status, said = _run(words, {"PATH": _path(runc.criu_bin)}, options.limit_s)
     if status:
         raise _failed(container_id, work, status, said)
-    return read_stats((work / STATS).read_bytes())
+    try:
+        return read_stats((work / STATS).read_bytes())
+    except (OSError, ValueError):
+        return DumpStats()  # figures, and nothing that a checkpoint stands on
 
 
 @contextlib.contextmanager
@@ -167,11 +170,11 @@ def _run(words: list[str], environment: dict[str, str], limit_s: float) -> tuple
     try:
         said, _ = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
-        # CRIU with it, which is in its session. What it held runs on, or stays
-        # frozen with its cgroup.
+        # CRIU with it, which is in its session. The last resort: a task that it was
+        # working in may not survive that.
         os.killpg(process.pid, signal.SIGKILL)
         said, _ = process.communicate()
-        return process.returncode, f"it took more than {limit_s:g} s. {said}"
+        return process.returncode, f"it took more than {limit_s:g} s and was killed. {said}"
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -183,7 +186,8 @@ def _failed(container_id: str, work: Path, status: int, said: str) -> CriuFailed
     where = f"container {container_id[:12]}"
     if "cannot be checkpointed in stopped state" in said.lower():
         return SandboxGone("it has ended", object=where)
-    quoted = "; ".join(log_lines(work / LOG)) or said.strip() or f"runc ended with {status}"
+    killed = [said.strip()] if status < 0 else []
+    quoted = "; ".join(killed + log_lines(work / LOG)) or said.strip() or f"runc ended with {status}"
     return CriuFailed(f"CRIU could not dump it: {quoted}", object=where, hint=f"all of it: {work / LOG}")
 
 

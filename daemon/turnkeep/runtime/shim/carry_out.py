@@ -26,7 +26,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -75,24 +75,55 @@ def main(arguments: Sequence[str]) -> int:
         _pass_on(runc, words)
     traces = [Path(orders, call.container_id + suffix) for suffix in (TAKEN, CRIU_CONFIG)]
     started = Path(orders, call.container_id + RESTORED)
+    status = _supervised(lambda: _carry_out(runc, call, order, traces[1], started))
+    if status:
+        started.unlink(missing_ok=True)
+        _remove_container(runc, call)
+    for trace in traces:
+        trace.unlink(missing_ok=True)
+    return status
+
+
+def _carry_out(runc: str, call: Call, order: Mapping[str, Any], criu_config: Path, started: Path) -> int:
     try:
         if order.get("version") != VERSION:
             raise Refused("the order is of another version of Turnkeep; run: turnkeep install")
         _check_images(order)
-        _prepare_bundle(call, order, traces[1])
+        _prepare_bundle(call, order, criu_config)
         # Before the processes run, not after: without it `start` would fail on them.
         started.touch(mode=0o600)
         _restore(runc, call, order)
     except (Refused, OSError, ValueError, KeyError, TypeError) as error:
-        started.unlink(missing_ok=True)
-        _kill_children()
-        _remove_container(runc, call)
         _report(call, f"turnkeep: could not restore the container: {error}")
         return 1
-    finally:
-        for trace in traces:
-            trace.unlink(missing_ok=True)
     return 0
+
+
+def _supervised(work: Callable[[], int]) -> int:
+    """Do it in a process of its own. If that fails, or this one is killed, nothing of it runs on.
+
+    A CRIU without a caller waits for ever, and what it has half made with it.
+    """
+    # What is orphaned comes to us, instead of the engine's shim; what was restored
+    # goes on to that one when we end.
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    supervisor = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGTERM, _cut_off)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        os._exit(work() if os.getppid() == supervisor else 1)
+    _, status = os.waitpid(pid, 0)
+    if status:
+        _kill_children()
+    return 1 if status else 0
+
+
+def _cut_off(*_: object) -> NoReturn:
+    _kill_children()
+    os._exit(1)
 
 
 def parse(words: Sequence[str]) -> Call | None:
@@ -251,9 +282,6 @@ def _restore(runc: str, call: Call, order: Mapping[str, Any]) -> None:
         (work / name).unlink(missing_ok=True)
     if "--no-new-keyring" not in call.options:
         _leave_keyring(call.container_id)
-    # What a killed CRIU leaves half made comes to us, instead of the engine's shim;
-    # what it has restored goes on to that one when we end.
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     limit_s = float(order["options"]["limit_s"])
     settings = {
         "TURNKEEP_PYTHON": sys.executable,
@@ -280,14 +308,12 @@ def _restore(runc: str, call: Call, order: Mapping[str, Any]) -> None:
 
 
 def _set_apart() -> None:
-    """Have this process die with its parent, and keep its mounts to itself.
+    """Have runc keep its mounts to itself, and let it end with its parent.
 
-    Nobody would know of what an orphan restores; without runc at the other end
-    of its socket, CRIU gives up, and kills what it has. And runc mounts the
-    container's root file system below its own records (`criu-root`). Killed, it
-    leaves that behind, and the engine's clean-up, a `runc delete --force`, then
-    deletes *through* it every file of the container. In a mount namespace of its
-    own it is gone with the last process there.
+    While it restores, it mounts the container's root file system below its own
+    records (`criu-root`). Killed, it leaves that behind, and the engine's
+    clean-up, a `runc delete --force`, then deletes *through* it every file of the
+    container. A mount namespace of its own is gone with the last process in it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -366,7 +392,8 @@ def _remove_container(runc: str, call: Call) -> None:
     """Remove what a failed restore left of the container."""
     root = call.globals.get("--root", "/run/runc")
     if os.path.isdir(os.path.join(root, call.container_id)):
-        command = [runc, *call.before, "delete", "--force", call.container_id]
+        # Without the engine's log: what it takes from there is the last error.
+        command = [runc, "--root", root, "delete", "--force", call.container_id]
         # Its streams would be the container's.
         subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True)
 
