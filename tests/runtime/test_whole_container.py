@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -281,7 +282,10 @@ def test_a_container_that_is_gone(server: Box, tmp_path: Path) -> None:
 
 def test_without_criu(server: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runc = whole.Runc(root=server.bundle.runc_root, program="/usr/sbin/runc", criu_bin="/nonexistent")
-    monkeypatch.setenv("PATH", "/nonexistent")
+    unshare = shutil.which("unshare")
+    assert unshare is not None
+    (tmp_path / "unshare").symlink_to(unshare)
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CriuFailed, match="criu"):
         whole.dump(runc, server.id, tmp_path / "images", tmp_path / "work")
 

@@ -37,6 +37,9 @@ CRIU_BIN = "/opt/turnkeep/criu/bin"
 LOG, STATS = "dump.log", "stats-dump"
 _RUNC_MODES = frozenset({"soft", "full", "strict"})
 _STATS_MAGIC_BYTES = 8
+_APART = ("unshare", "--mount", "--propagation", "slave")
+"""CRIU mounts cgroup hierarchies below its working folder. Killed, it would leave them there,
+and whoever then deletes the folder would delete cgroups."""
 _SHOWN_LINES = 6
 
 
@@ -102,7 +105,7 @@ def dump(
     for folder in (images, work):
         folder.mkdir(mode=0o700, exist_ok=True)
     with _record(runc.root, container_id, work, options) as root:
-        words = [runc.program, "--root", str(root), "checkpoint", "--leave-running"]
+        words = [*_APART, runc.program, "--root", str(root), "checkpoint", "--leave-running"]
         words += ["--image-path", str(images), "--work-path", str(work), *_words(options), container_id]
         status, said = _run(words, {"PATH": _path(runc.criu_bin)}, options.limit_s)
     if status:
