@@ -23,6 +23,9 @@ from turnkeep.runtime.cgroup import find_cgroup
 
 TURNKEEP = str(Path(sys.executable).with_name("turnkeep"))
 
+REFUSED = (b"cannot exec in a paused container", b"waiting for the cgroup to freeze")
+"""What runc says of an exec that meets a freeze."""
+
 LIMIT_S = 120.0
 """How long anything may take on a slow, loaded machine before a test calls it a hang."""
 
@@ -174,7 +177,7 @@ class Box:
             assert isinstance(result.output, bytes)
             # An exec outside of a turn may meet a capture's freeze, and runc
             # refuses it; a harness has the gate for that.
-            refused = b"cannot exec in a paused container" in result.output
+            refused = any(words in result.output for words in REFUSED)
             if not refused and (result.exit_code, result.output) != (126, b""):
                 return result.exit_code or 0, result.output
 

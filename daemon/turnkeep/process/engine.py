@@ -346,16 +346,19 @@ class _Work:
         return TreeDump(record, tree.root_pid, images, take(_stateful(tree), self._registers), pids)
 
     def _refuse(self, tree: Tree) -> None:
+        if _is_attached(tree, self._findings):
+            self._refuse_attached(tree)
         if tree.kind is TreeKind.INIT and tree.root_pid in tree.stateful:
             raise CriuFailed(
-                "the container's own process holds state: only a dump of the whole container takes it"
+                "the container's own process holds state, which only a dump of the whole container takes"
             )
         blocking = self._findings.blocking_in_sandbox({tree.root_pid})
         problems = [*tree.problems, *(finding.what for finding in blocking)]
         if problems:
             raise CriuFailed("; ".join(dict.fromkeys(problems)))
-        if not _is_attached(tree, self._findings):
-            return
+
+    def _refuse_attached(self, tree: Tree) -> None:
+        """Do with a tree that a client of `docker exec` waits for what the configuration says."""
         if self._settings.exec_sessions == "fail":
             raise CaptureFailed(
                 f"a client of docker exec waits for {_names(tree)}",
