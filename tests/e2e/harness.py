@@ -16,6 +16,7 @@ from typing import Any
 
 import docker
 import turnkeep
+from docker.errors import APIError
 from docker.models.containers import Container
 from turnkeep.client.sync import Client, Sandbox
 from turnkeep.client.values import TurnInfo
@@ -180,6 +181,17 @@ class Box:
             refused = any(words in result.output for words in REFUSED)
             if not refused and (result.exit_code, result.output) != (126, b""):
                 return result.exit_code or 0, result.output
+
+    def spawn(self, *command: str) -> None:
+        """Run a program in it that nobody waits for: `docker exec -d`."""
+        while True:
+            try:
+                self.container.exec_run(list(command), detach=True)
+            except APIError as error:
+                if not any(words in str(error).encode() for words in REFUSED):
+                    raise
+            else:
+                return
 
     def state(self) -> Mapping[str, Any]:
         """Return what the engine says of its state."""

@@ -185,7 +185,7 @@ def test_the_watchdog_thaws_when_the_daemon_cannot(daemon: Daemon, box: Box, num
     with daemon.connect() as tk:
         sandbox = tk.attach(box.name)
         # A process that never rests makes every capture scan inside the freeze.
-        box.container.exec_run(["bash", "-c", "while true; do echo > /spin; done"], detach=True)
+        box.spawn("bash", "-c", "while true; do echo > /spin; done")
         turn(box, sandbox, "mkdir /work; for i in $(seq 4000); do echo $i > /work/$i; done")
         cgroup = find_cgroup(box.state()["Pid"], box.container.id or "")
         caught = False

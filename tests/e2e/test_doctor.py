@@ -93,9 +93,9 @@ def test_what_it_foretells_is_what_a_checkpoint_lacks(
 ) -> None:
     box = make(volumes=[f"{folder}:/host"])
     sandbox = tk.attach(box.name)
-    box.container.exec_run(["python3", "-c", SLEEPER], detach=True)
+    box.spawn("python3", "-c", SLEEPER)
     box.sh("mkfifo /tmp/f; setsid tail -f /dev/null <>/tmp/f >/dev/null 2>&1 &")
-    box.container.exec_run(["sh", "-c", "exec tail -f /dev/null <>/tmp/f"], detach=True)
+    box.spawn("sh", "-c", "exec tail -f /dev/null <>/tmp/f")
     wait_until(lambda: len(box.sh("pgrep -x tail", check=False).split()) == 2, "they run")
     found = doctor(daemon, box.name)
     assert box.freezer() == "THAWED"
@@ -116,7 +116,7 @@ def test_what_it_foretells_is_what_a_checkpoint_lacks(
 
 def test_system_v_memory(daemon: Daemon, tk: Client, box: Box) -> None:
     tk.attach(box.name)
-    box.container.exec_run(["python3", "-c", SLEEPER], detach=True)
+    box.spawn("python3", "-c", SLEEPER)
     box.sh(f"python3 -c '{SEGMENT}'")
     found = only(doctor(daemon, box.name), "processes", "python3")
     assert found.verdict is Verdict.DEGRADED
@@ -136,7 +136,7 @@ def test_an_init_with_state(daemon: Daemon, tk: Client, make: Callable[..., Box]
 def test_a_proc_that_is_not_the_kernels(daemon: Daemon, tk: Client, make: Callable[..., Box]) -> None:
     box = make(cap_add=["SYS_ADMIN"], security_opt=["seccomp=unconfined", "apparmor=unconfined"])
     tk.attach(box.name)
-    box.container.exec_run(["python3", "-c", SLEEPER], detach=True)
+    box.spawn("python3", "-c", SLEEPER)
     box.sh("mount -t tmpfs none /proc")
     found = only(doctor(daemon, box.name), "processes", "python3")
     assert (found.verdict, "its /proc is not the kernel's own" in found.detail) == (Verdict.DEGRADED, True)
@@ -160,7 +160,7 @@ def test_a_container_that_does_not_run(daemon: Daemon, tk: Client, box: Box) -> 
 
 def test_it_never_meets_a_capture(daemon: Daemon, tk: Client, box: Box) -> None:
     sandbox = tk.attach(box.name)
-    box.container.exec_run(["python3", "-c", SLEEPER], detach=True)
+    box.spawn("python3", "-c", SLEEPER)
     command = f"while {TURNKEEP} doctor {box.name} >/dev/null; do :; done"
     with subprocess.Popen(["sh", "-c", command], env=daemon.environment, start_new_session=True) as looking:
         try:
@@ -176,7 +176,7 @@ def test_without_criu(daemon: Daemon, tk: Client, box: Box, folder: Path) -> Non
     daemon.configure(f'auto_attach = false\n[process]\ncriu = "{folder}"')
     daemon.start()
     tk.attach(box.name)
-    box.container.exec_run(["python3", "-c", SLEEPER], detach=True)
+    box.spawn("python3", "-c", SLEEPER)
     found = doctor(daemon, box.name, code=1)
     assert not {"self-test", "other users", "host"} & {each.what for each in found}
     criu = only(found, "criu")

@@ -159,7 +159,7 @@ def test_a_sandbox_that_never_rests_is_captured_consistently(tk: Client, box: Bo
         "    number += 1\n"
         "    for file in files: os.pwrite(file, b'%020d' % number, 0)\n"
     )
-    box.container.exec_run(["python3", "-c", writer], detach=True)
+    box.spawn("python3", "-c", writer)
     wait_until(lambda: box.sh("cat /second", check=False).strip().isdigit(), "the writer runs")
     sandbox = tk.attach(box.name)
     for _ in range(10):
@@ -182,14 +182,8 @@ def test_a_folder_swapped_for_a_symlink_in_a_tight_loop_reaches_nothing_outside(
     (secret / "key").write_text("the host's secret")
     box = make()
     box.sh(f"mkdir -p {secret.parent} /real && echo own > /real/key")
-    box.container.exec_run(
-        [
-            "bash",
-            "-c",
-            f"while true; do mv /real {secret}; mv {secret} /real; ln -s {secret} /l; mv /l /real; done",
-        ],
-        detach=True,
-    )
+    swap = f"while true; do mv /real {secret}; mv {secret} /real; ln -s {secret} /l; mv /l /real; done"
+    box.spawn("bash", "-c", swap)
     sandbox = tk.attach(box.name)
     for _ in range(8):
         turn(box, sandbox, "true", wait=False)

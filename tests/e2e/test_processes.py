@@ -153,7 +153,7 @@ def test_a_pipeline_whose_shell_is_gone(box: Box, sandbox: Sandbox) -> None:
 
 def test_a_detached_exec(box: Box, sandbox: Sandbox) -> None:
     box.sh(f"cat > /root/server.py <<'END'\n{SERVER}\nEND")
-    box.container.exec_run(["python3", "/root/server.py"], detach=True)
+    box.spawn("python3", "/root/server.py")
     assert get(box) == 1
     kept = turn(box, sandbox, "true")
     get(box)

@@ -150,10 +150,7 @@ def test_a_named_checkpoint_is_taken_by_hand_and_restored(tk: Client, box: Box) 
 def test_stray_processes_of_the_undone_turns_are_stopped(tk: Client, box: Box) -> None:
     sandbox = tk.attach(box.name)
     turn(box, sandbox, "echo 0 > /count")
-    box.container.exec_run(
-        ["bash", "-c", "while true; do echo x >> /count; head -c 1000 /dev/urandom > /noise; done"],
-        detach=True,
-    )
+    box.spawn("bash", "-c", "while true; do echo x >> /count; head -c 1000 /dev/urandom > /noise; done")
     wait_until(lambda: box.sh("wc -l < /count").strip() > "10", "the loop runs")
     result = sandbox.restore(turn=1)
     assert any("bash" in each for each in result.stopped_processes)

@@ -113,7 +113,7 @@ def test_a_store_through_a_shared_mapping_is_seen(tk: Client, box: Box) -> None:
         "    with open(fifo, 'w') as done: done.write('ok\\n')\n"
         "END\nmkfifo /work/fifo"
     )
-    box.container.exec_run(["python3", "/work/writer.py"], detach=True)
+    box.spawn("python3", "/work/writer.py")
     wait_until(lambda: box.sh("head -c 1 /work/mapped") == "a", "the writer has mapped the file")
     sandbox = tk.attach(box.name)
     for value in "bcde":

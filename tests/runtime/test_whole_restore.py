@@ -81,7 +81,7 @@ def test_with_an_exec_session_beside_it(tk: Client, make: Make) -> None:
     box = ready(make(*SERVE))
     sandbox = tk.attach(box.container.name or "")
     count = "n=0; while true; do n=$((n+1)); echo $n > /root/n; sleep 0.02; done"
-    box.container.exec_run(["sh", "-c", count], detach=True)
+    Sandbox(box.container).spawn("sh", "-c", count)
     number(box)
     kept = turn(Sandbox(box.container), sandbox, "true")
     checkpoint = sandbox.find_checkpoint(kept.number)
