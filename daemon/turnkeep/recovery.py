@@ -319,6 +319,11 @@ async def _remove_half_made(deps: Deps, intent: Intent, done: list[str]) -> None
         except ContainerNotFound:
             inspected = None
         if inspected is not None and _is_of(inspected["Config"].get("Labels"), intent):
+            if inspected["State"].get("Pid"):
+                # What is frozen cannot be removed.
+                cgroup = find_cgroup(inspected["State"]["Pid"], inspected["Id"])
+                cgroup.thaw()
+                cgroup.let_go()
             deps.engine.remove(inspected["Id"])
             done.append(f"removed container {name}, which a restore had left half made")
         for volume in deps.engine.volumes_with_label(f"{creation.INTENT_LABEL}={intent.id}"):

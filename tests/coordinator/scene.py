@@ -141,6 +141,7 @@ class FakeCapture:
     freeze_ns: int = 1
     fidelity: Fidelity = Fidelity.COMPLETE
     missing: tuple[str, ...] = ()
+    dump: None = None
 
 
 class FakeCheckpointer:

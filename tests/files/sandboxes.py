@@ -50,6 +50,9 @@ class FakeView:
         self.used_ns = 0
         self.freezer_folder = ""
 
+    def configuration(self) -> Mapping[str, Any]:
+        return {}
+
     def runc_root(self) -> Path:
         return Path("/nowhere")
 

@@ -124,10 +124,16 @@ class Captures(SandboxState):
         await open_gate()
         await self._classified(turn, decision)
         await self.update("captured", decision.reason, turn=turn)
+        await self._vet(capture)
         draft = self._draft(container, capture, Origin.TURN, decision, turn=turn.number)
         checkpoint = await self.commit(capture, draft)
         timings = replace(timings, durable_ns=time.monotonic_ns() - ended_ns)
         await self.record_checkpoint(checkpoint, turn, timings=timings)
+
+    async def _vet(self, capture: Capture) -> None:
+        """Leave out of a dump what a restore would refuse, before anybody is told what it holds."""
+        if capture.dump is not None:
+            await run(self.deps.pools.commit, capture.dump.vet, capture.inspection.view)
 
     @contextmanager
     def _undoing(self, inspection: Inspection) -> Iterator[None]:
@@ -216,6 +222,7 @@ class Captures(SandboxState):
             decision = replace(decision, reason="the first checkpoint: the state at the attach", unsure=())
         with self._undoing(inspection):
             capture = await self._capture(inspection, before_thaw)
+            await self._vet(capture)
             draft = self._draft(container, capture, origin, decision, name=name, tags=tags)
             checkpoint = await self.commit(capture, draft)
             await self.record_checkpoint(checkpoint, None, changes=answers(checkpoint))

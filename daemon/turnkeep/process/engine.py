@@ -12,10 +12,18 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from turnkeep.config import ProcessSettings
-from turnkeep.errors import CaptureFailed, CriuFailed, SandboxGone, TurnkeepError, Unsupported
+from turnkeep.errors import (
+    BadImages,
+    CaptureFailed,
+    CriuFailed,
+    ImagesRefused,
+    SandboxGone,
+    TurnkeepError,
+    Unsupported,
+)
 from turnkeep.model import ProcessLine, ProcessTree
 from turnkeep.process import archive, whole
 from turnkeep.process.cache import BlobCache
@@ -30,6 +38,7 @@ from turnkeep.process.sandboxed import Dumped, Images, InSandbox, Waiting
 from turnkeep.process.sharing import examine
 from turnkeep.process.table import Row, may_trace, read_table
 from turnkeep.process.trees import Forest, Tree, TreeKind, partition
+from turnkeep.process.vet import vet_folder
 
 IN_SANDBOX, WHOLE, BOTH = "in the sandbox", "the whole container", "both"
 WHOLE_KIND = "whole"
@@ -60,6 +69,8 @@ class Sandbox(Protocol):
     def procs_files(self) -> list[str]: ...
 
     def runc_root(self) -> Path: ...
+
+    def configuration(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(slots=True)
@@ -96,8 +107,30 @@ class Dump:
     criu: str = ""
     cache: BlobCache = field(default_factory=lambda: BlobCache(0))
     reason: str = ""
+    vetted: bool = False
     passing: bool = False
     """Whether some could not be dumped only because of the moment: thaw, and try again."""
+
+    def vet(self, sandbox: Sandbox) -> None:
+        """Leave out what would be refused at a restore, and say so. The sandbox may run.
+
+        Does nothing if its init has ended meanwhile.
+        """
+        if self.vetted:
+            return
+        self.vetted = True
+        try:
+            configuration, init = sandbox.configuration(), observe(sandbox.init_pid)
+        except (TurnkeepError, OSError):
+            return
+        for tree in [tree for tree in self.trees if tree.record.kind != WHOLE_KIND]:
+            try:
+                vet_folder(tree.images.folder, configuration, init, replaced=tree.record.replaced)
+            except (BadImages, ImagesRefused) as error:
+                self.trees.remove(tree)
+                tree.images.close()
+                names = ", ".join(f"{each.pid} {each.name}" for each in tree.record.processes[:10])
+                self.missing.append(f"processes {names}: {error.message}")
 
     def close(self) -> None:
         """Let go of the images."""

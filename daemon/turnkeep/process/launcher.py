@@ -22,7 +22,8 @@ could not be started, 128 if a signal ended it. What is started
   descriptor 3 on, and nothing else.
 
 When the daemon dies, nobody is killed: a dump that is torn off in the middle
-could leave its victims broken. This process waits for what runs, and ends.
+could leave its victims broken. This process waits for what runs, thaws what was
+frozen for it, and ends.
 
 See open_tree(2), move_mount(2), setns(2) with a pidfd (Linux 5.8),
 mount_setattr(2) (5.12).
@@ -51,7 +52,7 @@ CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x00020000, 0x02000000, 0x04000000
 CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x20000000, 0x40000000
 NAMESPACES = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
 
-CANNOT_START = 125
+CANNOT_START, KILLED = 125, 128
 _MAX_REQUEST = 65536
 _MAX_FDS = 16
 
@@ -65,7 +66,7 @@ def main() -> int:
     requests = socket.socket(fileno=0)
     stage, tools = sys.argv[1], int(sys.argv[2])
     _prepare(stage, tools)
-    running: dict[int, tuple[int, int]] = {}
+    running: dict[int, tuple[dict[str, Any], int]] = {}
     connected = True
     poll = select.poll()
     poll.register(requests, select.POLLIN)
@@ -83,7 +84,7 @@ def main() -> int:
                 continue
             pid = _start(request, fds, stage)
             pidfd = os.pidfd_open(pid)
-            running[pidfd] = (request["id"], pid)
+            running[pidfd] = (request, pid)
             poll.register(pidfd, select.POLLIN)
             for each in fds:
                 os.close(each)
@@ -99,13 +100,21 @@ def _receive(requests: socket.socket) -> tuple[dict[str, Any] | None, list[int]]
     return (json.loads(data) if data else None), list(fds)
 
 
-def _answer(requests: socket.socket, number: int, pid: int) -> None:
+def _answer(requests: socket.socket, request: dict[str, Any], pid: int) -> None:
     _, status = os.waitpid(pid, 0)
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else KILLED
     try:
-        requests.send(json.dumps({"id": number, "status": os.WEXITSTATUS(status)}).encode())
+        requests.send(json.dumps({"id": request["id"], "status": code}).encode())
     except OSError:
-        # The daemon is gone; what ran has run to its end.
-        return
+        # The daemon is gone. CRIU leaves a cgroup as it found it: frozen, for good.
+        if request["freezer"] is not None:
+            _thaw(request["freezer"])
+
+
+def _thaw(folder: str) -> None:
+    for name, text in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+        with contextlib.suppress(OSError), open(f"{folder}/{name}", "r+") as control:
+            control.write(text)
 
 
 def _start(request: dict[str, Any], fds: list[int], stage: str) -> int:
@@ -130,7 +139,7 @@ def _enter_and_run(request: dict[str, Any], fds: list[int], stage: str) -> None:
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)
-        os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128)
+        os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else KILLED)
     for group in groups:
         os.write(group, b"0")
     os.setsid()

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from turnkeep.process.confinement import UNLIMITED, Confinement, Credentials, Rlimit, Thread
+from turnkeep.process.syscalls import look_at
 
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "user", "uts")
 _STATUS = re.compile(
@@ -189,22 +190,34 @@ def outside(pid: int, init_pid: int) -> tuple[str, ...]:
     try:
         with open(f"/proc/{init_pid}/mountinfo", "rb") as file:
             mounts = {int(line.split(b" ", 1)[0]) for line in file}
-        return tuple(_foreign(pid, mounts.union(_mounts_of_memory())))
+        folder = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return tuple(_foreign(folder, mounts.union(_mounts_of_memory())))
+        finally:
+            os.close(folder)
     except FileNotFoundError as error:
         raise ProcessLookupError(f"process {pid} or {init_pid} is gone") from error
 
 
-def _foreign(pid: int, mounts: set[int]) -> Iterator[str]:
+def _foreign(folder: int, mounts: set[int]) -> Iterator[str]:
     places = ["root", "cwd", "exe"]
-    places += [f"fd/{number}" for number in os.listdir(f"/proc/{pid}/fd")]
-    places += [f"map_files/{area}" for area in os.listdir(f"/proc/{pid}/map_files")]
+    for name in ("fd", "map_files"):
+        places += [f"{name}/{each}" for each in _listed(folder, name)]
     for place in places:
         # A running process may close what was just listed.
         with contextlib.suppress(FileNotFoundError):
-            target = os.readlink(f"/proc/{pid}/{place}")
-            if _has_path(place, target) and _mount_of(f"/proc/{pid}/{place}") not in mounts:
+            target = os.readlink(place, dir_fd=folder)
+            if _has_path(place, target) and look_at(folder, place).mount not in mounts:
                 yield f"{place} -> {os.fsencode(target).decode('utf-8', 'backslashreplace')}"
-    os.stat(f"/proc/{pid}/ns/mnt")
+    os.stat("ns/mnt", dir_fd=folder)
+
+
+def _listed(folder: int, name: str) -> list[str]:
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        return os.listdir(fd)
+    finally:
+        os.close(fd)
 
 
 def _has_path(place: str, target: str) -> bool:
@@ -218,22 +231,13 @@ def _mounts_of_memory() -> Iterator[int]:
     """Yield the kernel's own mounts that memory files and shared anonymous memory are on."""
     for flags in (0, *(_MFD_HUGETLB | size for size in _HUGE_PAGES)):
         with contextlib.suppress(OSError):
-            fd = os.memfd_create("turnkeep", os.MFD_CLOEXEC | flags)
-            try:
-                yield _mount_id(fd)
-            finally:
-                os.close(fd)
+            yield _mount_of_memory(flags)
 
 
-def _mount_of(path: str) -> int:
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+@functools.cache
+def _mount_of_memory(flags: int) -> int:
+    fd = os.memfd_create("turnkeep", os.MFD_CLOEXEC | flags)
     try:
-        return _mount_id(fd)
+        return look_at(fd, f"/proc/self/fd/{fd}").mount
     finally:
         os.close(fd)
-
-
-def _mount_id(fd: int) -> int:
-    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
-        found = re.search(rb"^mnt_id:\s*(\d+)$", file.read(), re.MULTILINE)
-    return int(found[1]) if found else -1

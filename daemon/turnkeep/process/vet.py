@@ -50,12 +50,36 @@ digests keep it); and what memory holds, which is the sandbox's own affair.
 
 from __future__ import annotations
 
-from turnkeep.process.allowance import Allowance, require
-from turnkeep.process.images import Images
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from turnkeep.process.allowance import Allowance, allowance_from, require
+from turnkeep.process.confinement import Confinement
+from turnkeep.process.images import Images, open_images
 from turnkeep.process.vet_credentials import vet_threads
 from turnkeep.process.vet_files import vet_files
 from turnkeep.process.vet_memory import vet_memory
 from turnkeep.process.vet_tree import vet_inventory, vet_processes, vet_tree
+
+
+def vet_folder(
+    folder: int,
+    configuration: Mapping[str, Any],
+    init: Confinement,
+    *,
+    replaced: Iterable[str],
+    processes: Mapping[int, Confinement] | None = None,
+) -> None:
+    """Check the images in an open folder for a container with this OCI configuration and init.
+
+    `replaced` are CRIU's names of files from outside, which something of ours will
+    stand for.
+
+    Raises:
+        BadImages, ImagesRefused: see `vet`.
+    """
+    external = frozenset(map(str.encode, replaced))
+    vet(open_images(folder), allowance_from(configuration, init, processes=processes, external=external))
 
 
 def vet(images: Images, allowed: Allowance) -> None:

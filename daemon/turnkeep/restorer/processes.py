@@ -21,11 +21,9 @@ from turnkeep.checkpointer.images import boot_id
 from turnkeep.errors import InternalError, InvalidRequest, RestoreFailed
 from turnkeep.model import ProcessImage, ProcessLine, ProcessTree
 from turnkeep.process import archive
-from turnkeep.process.allowance import allowance_from
 from turnkeep.process.cache import CachingSource
 from turnkeep.process.confinement import Confinement, compare
 from turnkeep.process.engine import INIT_FD, WHOLE_KIND, Processes, require_own_proc
-from turnkeep.process.images import open_images
 from turnkeep.process.keeper import renumber_root
 from turnkeep.process.launch import Place
 from turnkeep.process.observe import observe, outside
@@ -33,7 +31,7 @@ from turnkeep.process.reaper import reap
 from turnkeep.process.sandboxed import Images
 from turnkeep.process.table import Row, Table, read_table
 from turnkeep.process.trees import TreeKind, partition
-from turnkeep.process.vet import vet
+from turnkeep.process.vet import vet_folder
 from turnkeep.runtime.container import Container
 from turnkeep.runtime.places import open_root
 
@@ -80,11 +78,13 @@ class Ready:
             return
         init = observe(container.init_pid)
         for tree in self.trees:
-            more = {
-                "processes": tree.confinement,
-                "external": frozenset(map(str.encode, tree.record.replaced)),
-            }
-            vet(open_images(tree.images.folder), allowance_from(container.configuration(), init, **more))
+            vet_folder(
+                tree.images.folder,
+                container.configuration(),
+                init,
+                replaced=tree.record.replaced,
+                processes=tree.confinement,
+            )
         self.vetted = True
 
     def leave_whole(self, why: str) -> None:
