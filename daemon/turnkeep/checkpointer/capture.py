@@ -40,7 +40,8 @@ from turnkeep.config import Classify, Limits
 from turnkeep.errors import CaptureFailed
 from turnkeep.model import Decision, Fidelity, ProcessImage, TurnClass, TurnNumber
 from turnkeep.paths import display
-from turnkeep.process.engine import Dump, Processes
+from turnkeep.process.dumping import Dump
+from turnkeep.process.engine import Processes
 from turnkeep.process.quiet import Verdict
 from turnkeep.process.sandboxed import Waiting
 from turnkeep.turns import Evidence, classify

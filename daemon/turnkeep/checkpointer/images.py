@@ -15,7 +15,7 @@ from turnkeep_store.writer import BlobWriter
 from turnkeep.model import Fidelity, ProcessImage, TurnNumber
 from turnkeep.process import archive
 from turnkeep.process.cache import CachingSink
-from turnkeep.process.engine import BOTH, IN_SANDBOX, WHOLE, WHOLE_KIND, Dump
+from turnkeep.process.dumping import BOTH, IN_SANDBOX, WHOLE, WHOLE_KIND, Dump
 from turnkeep.process.quiet import TreePrint
 
 _FILES, _PROCESSES = b"files", b"processes"

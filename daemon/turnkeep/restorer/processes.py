@@ -23,7 +23,8 @@ from turnkeep.model import ProcessImage, ProcessLine, ProcessTree
 from turnkeep.process import archive
 from turnkeep.process.cache import CachingSource
 from turnkeep.process.confinement import Confinement, compare
-from turnkeep.process.engine import INIT_FD, WHOLE_KIND, Processes, require_own_proc
+from turnkeep.process.dumping import INIT_FD, WHOLE_KIND
+from turnkeep.process.engine import Processes, require_own_proc
 from turnkeep.process.keeper import renumber_root
 from turnkeep.process.launch import Place
 from turnkeep.process.observe import observe, outside
