@@ -101,7 +101,7 @@ def test_connections_are_reset_unless_kept(box: Box) -> None:
     box.one_tree(CONNECTION)
     (found,) = look(box)
     assert found.engine == "in the sandbox"
-    assert any("it is reset at a restore" in note for note in found.notes)
+    assert any("the processes see their end" in note for note in found.notes)
     (found,) = look(box, keep_connections=True)
     assert not any("reset" in note for note in found.notes)
 

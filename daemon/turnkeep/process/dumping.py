@@ -239,7 +239,7 @@ class Dumping:
             finding.what for finding in self._findings.of(Kind.CONNECTION) if tree.root_pid in finding.trees
         ]
         if not self._settings.keep_connections:
-            notes += [f"{what}; it is reset at a restore" for what in cut]
+            notes += [f"{what}; the processes see their end" for what in cut]
         return ProcessTree(
             kind=tree.kind,
             root=tree.inner_root_pid,

@@ -98,7 +98,7 @@ def _notes(concerned: Iterable[Finding], ties: Iterable[Tie], settings: ProcessS
         yield f"{len(cut)} of its files lead out of the sandbox; after a restore /dev/null stands for them"
     for each in concerned:
         if each.kind is Kind.CONNECTION and not settings.keep_connections:
-            yield f"{each.what}; it is reset at a restore"
+            yield f"{each.what}; the processes see their end"
         elif each.kind is not Kind.CONNECTION and each.blocks is Blocks.NONE:
             yield each.what
 
