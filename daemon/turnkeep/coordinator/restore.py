@@ -39,6 +39,7 @@ from turnkeep.restorer.plan import Choice, Progress, Restored, choose, no_progre
 from turnkeep.restorer.processes import Ready, bring_back, compare_whole, load_images, reap_dead
 from turnkeep.restorer.whole import NOT_OURS, RUNTIME, start_with
 from turnkeep.runtime.container import Container, open_container
+from turnkeep.runtime.moves import quick_moves
 from turnkeep.runtime.places import Places, places_on_disk
 from turnkeep.watch.processes import Process, sample, stateful_test
 
@@ -158,11 +159,16 @@ class _Work:
                     # What they did since the safety checkpoint is nothing: they never run again.
                     self.stopped = await run(pools.capture, stop_strays, self._container, is_stateful)
             if live_way:
-                await run(pools.capture, _see_them_gone, self._container, self.stopped)
-                full = bool(wish.full)
-                return await live(
-                    sandbox, self._container, wish.checkpoint, self._ready, full=full, progress=self._progress
-                )
+                with quick_moves() if self._ready.trees else contextlib.nullcontext():
+                    await run(pools.capture, _see_them_gone, self._container, self.stopped)
+                    return await live(
+                        sandbox,
+                        self._container,
+                        wish.checkpoint,
+                        self._ready,
+                        full=bool(wish.full),
+                        progress=self._progress,
+                    )
             replacement = None
             if wish.replace and self._ready.whole is not None:
                 replacement = await run(

@@ -25,6 +25,7 @@ from turnkeep.restorer.live import rewrite
 from turnkeep.restorer.plan import SHOWN_PATHS, Progress, Restored
 from turnkeep.runtime.container import Container
 from turnkeep.runtime.mountinfo import read_mountinfo
+from turnkeep.runtime.moves import quick_moves
 from turnkeep.runtime.places import Place
 from turnkeep.watch.processes import sample
 
@@ -160,7 +161,7 @@ def start_and_fill(
     """
     progress("start", 0, 0)
     container = start()
-    with container.frozen(budget_s, hold=True) as freeze:
+    with quick_moves(), container.frozen(budget_s, hold=True) as freeze:
         identity = Identity(container) if is_copy else None
         filled = fill_running(repository, checkpoint, container, written, memory=not whole)
         progress("verify", 0, 0)

@@ -194,7 +194,7 @@ def find_cgroup(init_pid: int, container_id: str) -> Cgroup:
         _, controllers, path = line.split(":", 2)
         for controller in controllers.split(","):
             paths[controller] = _containers(path, container_id)
-    mounts = _cgroup_mounts()
+    mounts = cgroup_mounts()
     freezer_path = paths.get("freezer", "/")
     if "freezer" in mounts and freezer_path != "/":
         accounting = mounts.get("cpuacct")
@@ -247,7 +247,7 @@ def _check_own(cgroup: Cgroup, container_id: str) -> None:
         )
 
 
-def _cgroup_mounts() -> dict[str, str]:
+def cgroup_mounts() -> dict[str, str]:
     """Map each v1 controller, and "" for v2, to where it is mounted."""
     found: dict[str, str] = {}
     for mount in read_mountinfo("self"):
