@@ -21,19 +21,13 @@ CLOCKS = "TURNKEEP_BENCH_CLOCKS"
 
 # A short name for each, and where it is looked up by who calls it.
 FUNCTIONS = {
-    "examine": "turnkeep.process.engine:examine",
-    "criu_dump": "turnkeep.process.sandboxed:InSandbox.dump",
     "criu_restore": "turnkeep.process.sandboxed:InSandbox.restore",
     "criu_check": "turnkeep.restorer.processes:_compare",
-    "store": "turnkeep.process.archive:store",
     "load": "turnkeep.coordinator.restore:load_images",
     "read": "turnkeep.process.archive:load",
     "kill": "turnkeep.coordinator.restore:stop_strays",
     "gone": "turnkeep.coordinator.restore:_see_them_gone",
     "back": "turnkeep.coordinator.restore:bring_back",
-    "fork_back": "turnkeep.coordinator.creation:bring_back",
-    "capture": "turnkeep.checkpointer.capture:Checkpointer.capture",
-    "commit": "turnkeep.checkpointer.capture:Checkpointer.commit",
     "create": "turnkeep.runtime.engine:Engine.create",
     "start": "turnkeep.runtime.engine:Engine.start",
 }
