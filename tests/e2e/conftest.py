@@ -54,9 +54,10 @@ def make(engine: docker.DockerClient) -> Iterator[Callable[..., Box]]:
         with contextlib.suppress(NotFound):
             box.container.remove(force=True, v=True)
     names = tuple(box.name for box in boxes)
-    for container in engine.containers.list(all=True):
+    for container in engine.containers.list(all=True, ignore_removed=True):
         if (container.name or "").startswith(names or ("-",)):
-            container.remove(force=True, v=True)
+            with contextlib.suppress(NotFound):
+                container.remove(force=True, v=True)
     for volume in engine.volumes.list():
         if volume.name.startswith(names or ("-",)):
             volume.remove(force=True)

@@ -44,9 +44,6 @@ def test_comes_back(kind: str, box: Box, sandbox: Sandbox, tk: Client) -> None:
     comes_back(exhibit, sandbox, kept, before)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a periodic timerfd that expired inside the freeze comes back disarmed"
-)
 def test_timers_tick_on(box: Box, sandbox: Sandbox, tk: Client) -> None:
     exhibit = Exhibit(box, TICKING)
     wait_until(lambda: min(exhibit.look().values()) > 3, "all timers tick")

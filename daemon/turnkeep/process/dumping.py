@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -157,6 +157,8 @@ class Dumping:
             CriuFailed: it cannot be dumped, or is not to be.
             CaptureFailed: see `Processes.dump`.
         """
+        if lost := list(_locks_on_mapped(tree)):
+            raise CriuFailed("; ".join(lost))
         try:
             self._refuse(tree)
         except CriuFailed as error:
@@ -254,6 +256,36 @@ class Dumping:
 
 def forest_of(sandbox: Sandbox, is_stateful: Callable[[int], bool]) -> Forest:
     return partition(sandbox.pids(), sandbox.init_pid, lambda pid: not is_stateful(pid))
+
+
+def _locks_on_mapped(tree: Tree) -> Iterator[str]:
+    """Name the processes that hold a POSIX lock on a file that they map.
+
+    CRIU sets such locks, and loses them when it closes what it mapped the file
+    with; a database in SQLite's WAL mode would then have two writers.
+    """
+    with open("/proc/locks") as file:
+        holders = {int(line.split()[-4]) for line in file if "POSIX" in line}
+    for process in tree.processes:
+        if process.pid in holders and process.pid in tree.stateful:
+            with contextlib.suppress(OSError):
+                if _locked_files(process.pid) & _mapped_files(process.pid):
+                    yield f"{process} holds a lock on a file that it maps, which CRIU would lose"
+
+
+def _locked_files(pid: int) -> set[str]:
+    found = set()
+    for fd in os.listdir(f"/proc/{pid}/fdinfo"):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/fdinfo/{fd}") as info:
+            if any(line.startswith("lock:") and "POSIX" in line for line in info):
+                found.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return found
+
+
+def _mapped_files(pid: int) -> set[str]:
+    with open(f"/proc/{pid}/maps", errors="surrogateescape") as maps:
+        fields = (line.rstrip("\n").split(None, 5) for line in maps)
+        return {each[5] for each in fields if len(each) == 6}
 
 
 def resident_bytes(tree: Tree) -> int:

@@ -41,14 +41,16 @@ def stop_strays(container: Container, is_stateful: Callable[[Process], bool]) ->
 
 
 def wait_until_gone(container: Container, processes: tuple[Process, ...]) -> None:
-    """Wait until killed processes have ended; zombies have, and cannot write.
+    """Wait until killed processes have ended with all their threads; zombies have, and cannot write.
+
+    Only then do their children have another parent.
 
     Raises:
         RestoreFailed: one does not, because it waits uninterruptibly perhaps.
     """
     deadline = time.monotonic() + _STOP_TIMEOUT_S
     left = {process.identity for process in processes}
-    while left := left & sample(container.pids(), container.usage_ns).processes.keys():
+    while left := {each for each in left if not _has_ended(each[0])}:
         if time.monotonic() > deadline:
             raise RestoreFailed(
                 f"processes {sorted(pid for pid, _ in left)} do not end",
@@ -56,6 +58,21 @@ def wait_until_gone(container: Container, processes: tuple[Process, ...]) -> Non
                 hint="look for state D in ps; a cold restore (--mode cold) restarts the container",
             )
         time.sleep(_POLL_S)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether every thread of a process that was killed is dead."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+        states = [_state(f"/proc/{pid}/task/{thread}/stat") for thread in threads]
+    except (FileNotFoundError, ProcessLookupError):
+        return not os.path.exists(f"/proc/{pid}")
+    return all(state in (b"Z", b"X") for state in states)
+
+
+def _state(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read().rpartition(b")")[2].split()[0]
 
 
 def restore_live(

@@ -31,6 +31,7 @@ from turnkeep.process.observe import observe, outside
 from turnkeep.process.reaper import reap
 from turnkeep.process.sandboxed import Images
 from turnkeep.process.table import Row, Table, read_table
+from turnkeep.process.timers import rearm_timers
 from turnkeep.process.trees import TreeKind, partition
 from turnkeep.process.vet import vet_folder
 from turnkeep.runtime.container import Container
@@ -139,6 +140,8 @@ def _load(
     try:
         source = CachingSource(repository, processes.cache)
         archive.load(source, TreeId(bytes.fromhex(record.images)), images)
+        if record.kind != WHOLE_KIND:
+            rearm_timers(images.folder)
         same_boot = image.boot_id == boot_id()
         if not same_boot and OTHER_BOOT not in ready.notes:
             ready.notes.append(OTHER_BOOT)
