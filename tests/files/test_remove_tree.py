@@ -46,12 +46,13 @@ def folder(tmp_path: Path) -> Iterator[tuple[Path, int]]:
 def test_a_deep_tree_goes_with_few_descriptors(folder: tuple[Path, int]) -> None:
     root, fd = folder
     contents.deep_tree(root)
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = set(os.listdir("/proc/self/fd"))
     with _few_descriptors():
         removed = remove_tree(fd, contents.DEEP_NAME.encode())
     assert removed == contents.DEEP_LEVELS + 13
     assert os.listdir(root) == []
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    # What other tests left to the garbage collector may go meanwhile.
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_wide_tree_goes(folder: tuple[Path, int]) -> None:
@@ -107,7 +108,8 @@ def test_a_folder_swapped_for_a_symlink_is_not_entered(
     with pytest.raises(OSError, match="Not a directory"):
         remove_tree(fd, b"top")
     assert os.listdir(tmp_path / "outside") == ["file"]
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    # What other tests left to the garbage collector may go meanwhile.
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_folder_moved_out_of_the_tree_leads_no_further(
@@ -131,7 +133,8 @@ def test_a_folder_moved_out_of_the_tree_leads_no_further(
     with pytest.raises(UnsafePath, match="moved"):
         remove_tree(fd, b"top")
     assert sorted(os.listdir(tmp_path / "other")) == ["below", "file", "sub"]
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    # What other tests left to the garbage collector may go meanwhile.
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 def test_folders_of_the_image_go_through_a_merged_view(tmp_path: Path) -> None:
