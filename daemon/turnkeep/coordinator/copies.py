@@ -61,7 +61,7 @@ class Copies:
         try:
             restored = await self._make(host, checkpoint, new_name, ready, head_turn if gone else 0, progress)
         finally:
-            ready.close()
+            restoring.let_go(self._deps, ready)
         outcome = restoring.Outcome(
             mode="new",
             mode_reason="asked for",
@@ -146,7 +146,7 @@ class Copies:
         try:
             await self._make(host, checkpoint, new_name, ready, 0, progress)
         finally:
-            ready.close()
+            restoring.let_go(self._deps, ready)
         return host
 
     async def _present(self, sandbox: SandboxCoordinator) -> Checkpoint:

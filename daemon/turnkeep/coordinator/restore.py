@@ -104,7 +104,7 @@ async def restore(sandbox: SandboxCoordinator, wish: Wish, progress: Progress) -
         try:
             restored = await work.do(is_stateful)
         finally:
-            ready.close()
+            let_go(sandbox.deps, ready)
         await finish(sandbox, wish.checkpoint, work.intent, _head_turn(wish))
         return Outcome(
             mode="live" if choice.live else "cold",
@@ -234,7 +234,7 @@ class _Work:
             else:
                 await cold(sandbox, await sandbox.open(), before, self._progress, ready)
         finally:
-            ready.close()
+            let_go(sandbox.deps, ready)
 
 
 def _leave_whole(ready: Ready, inspected: Mapping[str, Any], *, replace: bool) -> Choice | None:
@@ -304,6 +304,11 @@ async def load(
     )
 
 
+def let_go(deps: Deps, ready: Ready) -> None:
+    """Let go of loaded images. Nobody waits for it: what lies in memory takes the kernel its time."""
+    deps.pools.long.submit(ready.close)
+
+
 def _processes_again(sandbox: SandboxCoordinator, container: Container, ready: Ready) -> None:
     """Bring processes back whose files are right already. Does nothing if some still run."""
     with container.frozen(RESTORE_FREEZE_S, hold=True):
@@ -370,7 +375,7 @@ async def live_again(sandbox: SandboxCoordinator, container: Container, checkpoi
         )
         restored = await live(sandbox, container, checkpoint, ready, full=True, progress=no_progress)
     finally:
-        ready.close()
+        let_go(sandbox.deps, ready)
     return replace(restored, stopped=tuple(map(str, stopped)))
 
 
@@ -402,7 +407,7 @@ async def cold_again(
     try:
         return await _cold(sandbox, places, checkpoint, no_progress, ready)
     finally:
-        ready.close()
+        let_go(sandbox.deps, ready)
 
 
 async def _cold(
