@@ -38,9 +38,9 @@ class Dumps:
 
     def first(self) -> None:
         """Measure the first dump of a server: nothing of it is in the store yet."""
-        self._box.run(["sh", "-c", _END])
         os.sync()
         with self._sandbox.turn(label="first") as turn:
+            self._box.run(["sh", "-c", _END])
             self._server.start(self._box)
         info = turn.wait()
         self._add("first_durable", info.timings.durable_ns)
