@@ -48,6 +48,8 @@ from turnkeep.runtime.freezer import Freezer
 from turnkeep.server.interceptor import ErrorInterceptor
 from turnkeep.server.service import Started, TurnkeepService
 from turnkeep.server.status import translate
+from turnkeep.watch.tracker import Tracker
+from turnkeep.watch.trail import TrackedFolders
 
 log = structlog.get_logger()
 
@@ -123,7 +125,10 @@ def _open(config: Config, stack: contextlib.ExitStack) -> Deps:
     stack.callback(engine.close)
     processes = Processes(config.process, state / "run")
     stack.callback(processes.close)
-    checkpointer = Checkpointer(repository, config.limits, config.classify, processes)
+    tracked = TrackedFolders(Tracker(max_touched=config.limits.tracked_paths)) if config.tracker else None
+    if tracked is not None:
+        stack.callback(tracked.close)
+    checkpointer = Checkpointer(repository, config.limits, config.classify, processes, tracked)
     stack.callback(checkpointer.host_folders.close)
     return Deps(
         config=config,

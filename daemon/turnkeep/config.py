@@ -36,6 +36,8 @@ class Limits:
     """Files from this size on are copied before the freeze."""
     max_paths: int = 2_000_000
     """Paths in one sandbox's writable state."""
+    tracked_paths: int = 200_000
+    """Paths that are remembered as touched in one folder between two turns; beyond it is scanned."""
     gate_timeout_s: float = 30.0
     wait_timeout_s: float = 300.0
     turn_timeout_s: float = 6 * 3600.0
@@ -105,6 +107,8 @@ class Config:
     log_format: str = "auto"
     log_level: str = "info"
     auto_attach: bool = True
+    tracker: bool = True
+    """Whether changes are followed by fanotify where the kernel can; a turn then costs what it changed."""
     limits: Limits = field(default_factory=Limits)
     classify: Classify = field(default_factory=Classify)
     process: ProcessSettings = field(default_factory=ProcessSettings)

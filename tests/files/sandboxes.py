@@ -15,6 +15,8 @@ from turnkeep.config import Classify, Limits
 from turnkeep.model import Decision, Mount, MountKind, TurnClass
 from turnkeep.paths import ROOTFS
 from turnkeep.runtime.places import Place
+from turnkeep.watch.tracker import Tracker
+from turnkeep.watch.trail import TrackedFolders
 from turnkeep_store.diff import Delta, diff
 from turnkeep_store.ids import Digest, TreeId
 from turnkeep_store.layers import LayerView
@@ -94,11 +96,16 @@ class Sandbox:
         self.root = overlay.merged
         self.repository = repository
         self.view = FakeView(overlay)
-        self.checkpointer = Checkpointer(repository, limits or Limits(), Classify())
+        tracked = TrackedFolders(Tracker())
+        self.checkpointer = Checkpointer(repository, limits or Limits(), Classify(), None, tracked)
+        # What it finds is not what the tracker says, and takes nothing from the tracker.
+        self._truth = Checkpointer(repository, limits or Limits(), Classify())
         self.baseline = Baseline()
 
     def close(self) -> None:
         """Unmount the overlay and let go of its layers."""
+        assert self.checkpointer.tracked is not None
+        self.checkpointer.tracked.close()
         self.view.image.close()
         self.overlay.unmount(at_any_rate=True)
 
@@ -116,6 +123,7 @@ class Sandbox:
         """Make a capture durable and go on from it."""
         committed = self.checkpointer.commit(capture, self.baseline, {})
         self.baseline = committed.baseline
+        self.baseline.fold()
         snapshot = committed.snapshot
         decision = capture.inspection.decision
         return Saved(snapshot.tree, snapshot.digest, decision, listing(self.root))
@@ -136,7 +144,7 @@ class Sandbox:
 
     def full_state(self) -> State:
         """Read everything, whatever is known."""
-        return self.checkpointer.current_state(self.view, None)
+        return self._truth.current_state(self.view, None)
 
     def restore_live(self, saved: Saved) -> Written:
         """Bring the mounted sandbox to a checkpoint; its digest is compared as the daemon does."""

@@ -20,6 +20,7 @@ from turnkeep.model import Mount, MountKind
 from turnkeep.runtime.places import Place
 from turnkeep.watch import scan
 from turnkeep.watch.reading import Read, read_path
+from turnkeep.watch.table import WHITEOUT
 from turnkeep_store.diff import walk
 from turnkeep_store.tree import NodeType
 
@@ -156,16 +157,16 @@ def test_what_is_too_fresh_is_read_again(box: Sandbox, monkeypatch: pytest.Monke
     status = os.lstat(box.overlay.upper / kind)
     os.setxattr(box.root / kind, "trusted.new", b"1", follow_symlinks=False)
     place = box.baseline.places[box.view.place.slot]
-    assert place.files[kind.encode()] == scan.status_of(status)
+    assert place.sight.get(kind.encode()) == scan.status_of(status)
     # The kernel at hand tells the two apart; make it forget.
-    place.files[kind.encode()] = scan.status_of(os.lstat(box.overlay.upper / kind))
+    place.sight.accept({kind.encode(): scan.status_of(os.lstat(box.overlay.upper / kind))})
     _assert_found(box)
 
 
 def test_whiteouts_are_never_too_fresh() -> None:
     now = 5 * SECOND
     status = (stat.S_IFREG, 1, now, 0, 0, 0, 0, 0, 1)
-    assert scan.too_fresh({b"w": scan.WHITEOUT, b"f": status}, now) == {b"f"}
+    assert scan.too_fresh({b"w": WHITEOUT, b"f": status}, now) == {b"f"}
 
 
 _MAPPER = """

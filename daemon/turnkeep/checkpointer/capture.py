@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,7 +47,8 @@ from turnkeep.process.sandboxed import Waiting
 from turnkeep.turns import Evidence, classify
 from turnkeep.watch.host_folders import HostFolders
 from turnkeep.watch.processes import Process, ProcessSample, activity, quiet_since, sample, stateful_test
-from turnkeep.watch.scan import NEVER
+from turnkeep.watch.table import NEVER, Sight
+from turnkeep.watch.trail import TrackedFolders, Trail
 
 _UNDECIDED = Decision(turn_class=TurnClass.FULL, reason="not decided yet")
 
@@ -150,13 +151,26 @@ class Checkpointer:
     """Takes checkpoints of any sandbox into one repository. Used from many threads."""
 
     def __init__(
-        self, repository: Repository, limits: Limits, rules: Classify, processes: Processes | None = None
+        self,
+        repository: Repository,
+        limits: Limits,
+        rules: Classify,
+        processes: Processes | None = None,
+        tracked: TrackedFolders | None = None,
     ) -> None:
         self._repository = repository
         self._limits = limits
         self._rules = rules
         self._processes = processes
         self.host_folders = HostFolders()
+        self.tracked = tracked
+
+    def forget(self, folders: Iterable[str]) -> None:
+        """Stop following folders of the host; the next look at one scans it."""
+        folders = tuple(folders)
+        self.host_folders.forget(folders)
+        if self.tracked is not None:
+            self.tracked.forget(folders)
 
     def inspect(self, view: ContainerView, baseline: Baseline) -> Inspection:
         """Look for what changed since the baseline, copying it, while the sandbox may run.
@@ -168,7 +182,7 @@ class Checkpointer:
         try:
             processes = sample(view.pids(), view.usage_ns)
             ahead = CopyAhead(writer, self._limits.arena_bytes)
-            reader = Reader(view, self._limits, ahead, self.host_folders)
+            reader = self._reader(view, ahead)
             reader.look_for_mappings()
             readings = [reader.read(place, baseline.place(place.slot)) for place in view.covered()]
             inspection = Inspection(view, readings, processes, _UNDECIDED, lease, writer, ahead, reader)
@@ -189,7 +203,7 @@ class Checkpointer:
                     continue
                 # Every path counts as changed until its status is accepted, and
                 # as gone when it vanishes before that.
-                baseline.places[slot] = PlaceBaseline(dict.fromkeys(reading.scan.files, NEVER))
+                baseline.places[slot] = PlaceBaseline(Sight(dict.fromkeys(reading.sight, NEVER)))
             is_changed = functools.partial(is_in, changed, slot)
             settle_unchanged(baseline.places[slot], reading, is_changed)
         inspection.drop()
@@ -304,26 +318,29 @@ class Checkpointer:
             ]
         return self._state(look, known)
 
-    def after_writing(self, look: Look, state: State, touched: Mapping[bytes, Collection[bytes]]) -> State:
+    def after_writing(self, look: Look, state: State, touched: Mapping[bytes, Trail]) -> State:
         """Return what is there after `touched` paths were written inside the freeze of `look`.
 
         They are read again; the sandbox stood still, which vouches for the rest.
         """
         sink = HashOnlySink(state.source)
-        reader = Reader(look.view, self._limits, CopyAhead(sink, self._limits.arena_bytes), self.host_folders)
+        reader = self._reader(look.view, CopyAhead(sink, self._limits.arena_bytes))
         readings = [
             reader.read_touched(
                 reading,
                 state.baseline.place(reading.place.slot),
-                touched.get(reading.place.slot, ()),
+                touched.get(reading.place.slot, Trail()),
             )
             for reading in look.readings
         ]
         return self._state(Look(look.view, sink, reader, readings, look.processes), state.baseline)
 
+    def _reader(self, view: ContainerView, ahead: CopyAhead) -> Reader:
+        return Reader(view, self._limits, ahead, self.host_folders, self.tracked)
+
     def _look(self, view: ContainerView, baseline: Baseline, source: Source) -> Look:
         sink = HashOnlySink(source)
-        reader = Reader(view, self._limits, CopyAhead(sink, self._limits.arena_bytes), self.host_folders)
+        reader = self._reader(view, CopyAhead(sink, self._limits.arena_bytes))
         reader.look_for_mappings()
         processes = sample(view.pids(), view.usage_ns)
         readings = [reader.read(place, baseline.place(place.slot)) for place in view.covered()]

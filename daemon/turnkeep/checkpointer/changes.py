@@ -54,7 +54,7 @@ class _Upper:
         self._parent = parent
 
     def has(self, path: bytes) -> bool:
-        return self._reading.scan.has(path)
+        return path in self._reading.sight
 
     def hides_image(self, path: bytes) -> bool:
         walked, hides = [], False
@@ -81,7 +81,8 @@ class _Upper:
         present = self._image.lookup(path)
         if present is None or present.type is not NodeType.DIRECTORY:
             raise CaptureFailed(f"folder {display(path)} is in neither the last checkpoint nor the image")
-        return replace(present, mtime_ns=self._reading.scan.files[path][3])
+        status = self._reading.sight.get(path)
+        return present if status is None else replace(present, mtime_ns=status[3])
 
 
 def is_in(changed: set[bytes], slot: bytes, path: bytes) -> bool:

@@ -15,25 +15,36 @@ from turnkeep.checkpointer.arena import CopyAhead
 from turnkeep.checkpointer.view import ContainerView, PlaceBaseline, PlaceView
 from turnkeep.config import Limits
 from turnkeep.model import MountKind
-from turnkeep.watch.host_folders import HostFolders, unchanged_scan
+from turnkeep.watch.host_folders import HostFolders
+from turnkeep.watch.look import look_again
+from turnkeep.watch.open_files import writable_files
 from turnkeep.watch.reading import Read, read_node, read_path, sync_mapped
-from turnkeep.watch.scan import Scan, differences, mapped_files, rescan, scan, status_of, too_fresh
+from turnkeep.watch.scan import differences, mapped_files, scan, status_of, too_fresh
+from turnkeep.watch.table import Sight, Status, Table, is_linked
+from turnkeep.watch.trail import Collected, TrackedFolders, Trail
 
 _FILE = b""
 """The path under which a place that is a single file knows that file."""
 
+_TRACKED = (MountKind.ROOTFS, MountKind.VOLUME)
+
 
 @dataclass(slots=True)
 class PlaceReading:
-    """One place as it was read: every path's status, and the content of what changed."""
+    """One place as it was read: every path's status, and the content of what changed.
+
+    `looked` are the paths whose status was taken; None if that is all of them.
+    """
 
     place: PlaceView
     root: Entry
-    scan: Scan
-    links: dict[bytes, bytes]
+    sight: Sight
     reads: dict[bytes, Read] = field(default_factory=dict)
     gone: set[bytes] = field(default_factory=set)
+    looked: frozenset[bytes] | None = None
     mapped: frozenset[bytes] = frozenset()
+    trail: Trail = field(default_factory=Trail)
+    started_ns: int = 0
     read_ns: int = 0
     generation: int = 0
 
@@ -43,29 +54,50 @@ class PlaceReading:
         found.update({path: read.change for path, read in self.reads.items()})
         return [found[path] for path in sorted(found)]
 
+    def status_of_looked(self) -> Mapping[bytes, Status]:
+        """Return the status of every path that was looked at and is there."""
+        if self.looked is None:
+            return dict(self.sight.items())
+        found = ((path, self.sight.get(path)) for path in self.looked)
+        return {path: status for path, status in found if status is not None}
+
     def unsettled(self) -> set[bytes]:
         """Return paths whose reading may be out of date though their status is the same."""
+        read = ((path, self.sight.get(path)) for path in self.reads)
+        fresh = too_fresh({path: status for path, status in read if status is not None}, self.read_ns)
+        return self.torn() | fresh | self.mapped
+
+    def torn(self) -> set[bytes]:
+        """Return paths that changed while they were read."""
         # Also one that was not found when it was read: it may be back, as it was.
-        torn = {path for path, read in self.reads.items() if read.status is None}
-        read = {path: self.scan.files[path] for path in self.reads if path in self.scan.files}
-        return torn | (too_fresh(read, self.read_ns) & read.keys()) | self.mapped
+        return {path for path, read in self.reads.items() if read.status is None}
 
 
 class Reader:
     """Reads the places of one container against a baseline. One capture, one thread."""
 
     def __init__(
-        self, view: ContainerView, limits: Limits, ahead: CopyAhead, host_folders: HostFolders
+        self,
+        view: ContainerView,
+        limits: Limits,
+        ahead: CopyAhead,
+        host_folders: HostFolders,
+        tracked: TrackedFolders | None = None,
     ) -> None:
         self._view = view
         self._limits = limits
         self._ahead = ahead
         self._host_folders = host_folders
+        self._tracked = tracked
         self._mappings: set[bytes] = set()
+        self._writable: set[bytes] = set()
 
     def look_for_mappings(self) -> None:
-        """Find out which files are mapped shared and writable at this moment."""
-        self._mappings = mapped_files(self._view.pids())
+        """Find out which files are mapped shared and writable, or open for writing, at this moment."""
+        pids = self._view.pids()
+        self._mappings = mapped_files(pids)
+        # Not everything that is written through a descriptor is reported before it is closed.
+        self._writable = writable_files(pids) if self._tracked is not None else set()
 
     def read(self, place: PlaceView, baseline: PlaceBaseline) -> PlaceReading:
         """Read what changed against the baseline.
@@ -75,67 +107,87 @@ class Reader:
         """
         fd = place.open(self._view.init_pid)
         try:
-            mapped = self._mapped(place)
+            mapped = self._inside(place, self._mappings)
             generation = self._generation(place)
             if generation and not mapped and self._is_quiet(place, baseline):
-                found = unchanged_scan(baseline.files)
                 root = entry_of(fd, place.slot)
-                return PlaceReading(place, root, found, found.hardlinks(), generation=generation)
-            reading = self._scan(place, fd, mapped)
+                return PlaceReading(place, root, baseline.sight, looked=frozenset(), generation=generation)
+            collected = self._collect(place)
+            known = baseline.trail.follow(collected)
+            touched = baseline.trail.paths | baseline.doubtful
+            reading = self._look(
+                place, fd, mapped, collected, baseline.sight if known else None, touched, baseline.trail.deep
+            )
             reading.generation = generation
-            doubtful = baseline.doubtful | reading.mapped
-            changed, gone = differences(baseline.files, reading.scan.files, doubtful)
-            reading.gone.update(gone)
-            reading.read_ns = time.time_ns()
-            self._read_paths(reading, fd, set(changed) | _relinked(Scan(baseline.files).hardlinks(), reading))
+            doubtful = baseline.doubtful | baseline.fresh | reading.mapped
+            self._compare(reading, baseline.sight, baseline.sight, doubtful, fd)
             return reading
         finally:
             os.close(fd)
 
     def read_again(self, earlier: PlaceReading, baseline: PlaceBaseline) -> PlaceReading:
-        """Bring an earlier reading up to date: scan, and read what changed since."""
+        """Bring an earlier reading up to date: read what changed since."""
         fd = earlier.place.open(self._view.init_pid)
         try:
-            mapped = self._mapped(earlier.place)
+            mapped = self._inside(earlier.place, self._mappings)
             if earlier.place.mount.kind is not MountKind.TMPFS:
                 sync_mapped(fd, mapped)
             generation = self._generation(earlier.place)
-            reading = self._scan(earlier.place, fd, mapped)
+            collected = self._collect(earlier.place)
+            baseline.trail.follow(collected)
+            known = earlier.trail.follow(collected)
+            # What is merely fresh was reported if it changed again.
+            touched = earlier.trail.paths | earlier.torn() | earlier.mapped
+            reading = self._look(
+                earlier.place,
+                fd,
+                mapped,
+                collected,
+                earlier.sight if known else None,
+                touched,
+                earlier.trail.deep,
+            )
             reading.generation = generation
             doubtful = earlier.unsettled() | reading.mapped
-            changed, _ = differences(earlier.scan.files, reading.scan.files, doubtful)
-            reading.read_ns = time.time_ns()
-            wanted = set(changed) | _relinked(earlier.links, reading)
-            reading.reads = {
-                path: read
-                for path, read in earlier.reads.items()
-                if path not in wanted and path in reading.scan.files
-            }
-            reading.gone = {path for path in baseline.files if path not in reading.scan.files}
-            self._read_paths(reading, fd, wanted)
+            reading.reads = {path: read for path, read in earlier.reads.items() if path in reading.sight}
+            reading.gone = {path for path in earlier.gone if path not in reading.sight}
+            if known and earlier.looked is not None and reading.looked is not None:
+                reading.looked |= earlier.looked
+            elif known:
+                reading.looked = None
+            self._compare(reading, earlier.sight, baseline.sight, doubtful, fd)
             return reading
         finally:
             os.close(fd)
 
-    def read_touched(
-        self, earlier: PlaceReading, baseline: PlaceBaseline, touched: Collection[bytes]
-    ) -> PlaceReading:
-        """Read what changed, when only `touched` paths can have: inside a freeze, by us."""
+    def read_touched(self, earlier: PlaceReading, baseline: PlaceBaseline, touched: Trail) -> PlaceReading:
+        """Read what changed, when only `touched` can have: inside a freeze, by us."""
         # A host folder does not stand still with the container.
         if earlier.place.is_file or earlier.place.mount.kind is MountKind.BIND:
             return self.read(earlier.place, baseline)
         fd = earlier.place.open(self._view.init_pid)
         try:
-            overlay = earlier.place.is_rootfs
-            found = rescan(fd, earlier.scan, touched, overlay=overlay, exclude=earlier.place.exclude)
-            root = entry_of(fd, earlier.place.slot, overlay=overlay)
-            reading = PlaceReading(earlier.place, root, found, found.hardlinks(), read_ns=time.time_ns())
-            changed, gone = differences(baseline.files, found.files)
-            reading.gone.update(gone)
-            self._read_paths(reading, fd, changed)
+            place = earlier.place
+            found = self._look_at(place, fd, earlier.sight, touched.paths, touched.deep)
+            root = entry_of(fd, place.slot, overlay=place.is_rootfs)
+            reading = PlaceReading(
+                place,
+                root,
+                earlier.sight.changed(found),
+                looked=frozenset(found),
+                trail=earlier.trail,
+                started_ns=time.time_ns(),
+            )
+            self._compare(reading, baseline.sight, baseline.sight, (), fd)
             return reading
         finally:
             os.close(fd)
+
+    def _collect(self, place: PlaceView) -> Collected | None:
+        """Return what was touched in a place since this was last asked; None where nobody knows."""
+        if self._tracked is None or not place.host_path or place.is_file:
+            return None
+        return self._tracked.collect(place.host_path) if place.mount.kind in _TRACKED else None
 
     def _generation(self, place: PlaceView) -> int:
         """Return a watched host folder's generation; 0 for every other place."""
@@ -144,22 +196,66 @@ class Reader:
         return self._host_folders.watch(place.host_path).generation
 
     def _is_quiet(self, place: PlaceView, baseline: PlaceBaseline) -> bool:
-        if not baseline.generation or baseline.doubtful:
+        if not baseline.generation or baseline.doubtful or baseline.fresh:
             return False
         folder = self._host_folders.watch(place.host_path)
-        return folder.unchanged_since(baseline.generation, baseline.files)
+        return folder.unchanged_since(baseline.generation, baseline.sight)
 
-    def _scan(self, place: PlaceView, fd: int, mapped: frozenset[bytes]) -> PlaceReading:
+    def _look(
+        self,
+        place: PlaceView,
+        fd: int,
+        mapped: frozenset[bytes],
+        collected: Collected | None,
+        known: Sight | None,
+        touched: set[bytes],
+        deep: set[bytes],
+    ) -> PlaceReading:
+        """Take the status of what may have changed since `known`; of everything if that is None."""
+        started_ns = time.time_ns()
+        overlay = place.is_rootfs
+        looked = None
         if place.is_file:
-            status = os.fstat(fd)
-            result = Scan({_FILE: status_of(status)}, time.time_ns())
-            return PlaceReading(place, entry_of(fd, place.slot), result, {}, mapped=mapped)
-        result = scan(fd, overlay=place.is_rootfs, exclude=place.exclude, max_paths=self._limits.max_paths)
-        root = entry_of(fd, place.slot, overlay=place.is_rootfs)
-        links = result.hardlinks()
+            sight = Sight({_FILE: status_of(os.fstat(fd))})
+        elif known is None:
+            limits = self._limits
+            sight = Sight(
+                Table(scan(fd, overlay=overlay, exclude=place.exclude, max_paths=limits.max_paths).files)
+            )
+        else:
+            found = self._look_at(
+                place, fd, known, touched | mapped | self._inside(place, self._writable), deep
+            )
+            sight, looked = known.changed(found), frozenset(found)
+        root = entry_of(fd, place.slot, overlay=overlay)
         # The content of an inode with several names is read under the first.
-        mapped |= {links[path] for path in mapped if path in links}
-        return PlaceReading(place, root, result, links, mapped=mapped)
+        mapped |= {first for path in mapped if (first := sight.first_name(path)) is not None}
+        trail = Trail(collected.number if collected is not None else 0)
+        return PlaceReading(
+            place, root, sight, looked=looked, mapped=mapped, trail=trail, started_ns=started_ns
+        )
+
+    def _look_at(
+        self, place: PlaceView, fd: int, known: Sight, touched: Collection[bytes], deep: Collection[bytes]
+    ) -> dict[bytes, Status | None]:
+        return look_again(
+            fd,
+            known,
+            touched,
+            deep,
+            overlay=place.is_rootfs,
+            exclude=place.exclude,
+            max_paths=self._limits.max_paths,
+        )
+
+    def _compare(
+        self, reading: PlaceReading, before: Sight, baseline: Sight, doubtful: Collection[bytes], fd: int
+    ) -> None:
+        """Read what differs from `before`, and note what the baseline has and is gone."""
+        changed, gone = differences(before, reading.sight, doubtful, reading.looked)
+        reading.gone.update(path for path in gone if path in baseline)
+        reading.read_ns = time.time_ns()
+        self._read_paths(reading, fd, changed | _relinked(before, reading))
 
     def _read_paths(self, reading: PlaceReading, fd: int, paths: Iterable[bytes]) -> None:
         # A place that is a single file has no paths to open: it is open already.
@@ -169,27 +265,34 @@ class Reader:
                 fd,
                 path,
                 overlay=reading.place.is_rootfs,
-                links=reading.links,
+                first_name=reading.sight.first_name,
                 hold_below=min(self._limits.copy_ahead_bytes, self._ahead.room_bytes),
                 store=self._ahead.store,
             )
             self._ahead.account(read.held_bytes)
             reading.reads[path] = read
 
-    def _mapped(self, place: PlaceView) -> frozenset[bytes]:
-        """Return the files of a place that the container's processes map shared and writable."""
+    def _inside(self, place: PlaceView, files: set[bytes]) -> frozenset[bytes]:
+        """Return which of the files, absolute in the container, lie in a place, relative to it."""
         target = os.fsencode(place.mount.target).rstrip(b"/") + b"/"
-        inside = {path[len(target) :] for path in self._mappings if path.startswith(target)}
+        inside = {path[len(target) :] for path in files if path.startswith(target)}
         return frozenset(path for path in inside if not _is_excluded(path, place.exclude))
 
 
-def _relinked(links: Mapping[bytes, bytes], now: PlaceReading) -> set[bytes]:
-    """Return the names whose inode is known under another name than `links` says.
+def _relinked(before: Sight, reading: PlaceReading) -> set[bytes]:
+    """Return the names whose inode is known under another name than it was.
 
     Their own status need not have changed: a folder above that name was renamed, say.
     """
-    paths = links.keys() | now.links.keys()
-    return {path for path in paths if links.get(path) != now.links.get(path)} & now.scan.files.keys()
+    now = reading.sight
+    paths = _linked(before, reading.looked) | _linked(now, reading.looked)
+    return {path for path in paths if path in now and before.first_name(path) != now.first_name(path)}
+
+
+def _linked(sight: Sight, paths: Iterable[bytes] | None) -> set[bytes]:
+    if paths is None:
+        return {path for path, status in sight.items() if is_linked(status)}
+    return {path for path in paths if (status := sight.get(path)) is not None and is_linked(status)}
 
 
 def _is_excluded(path: bytes, exclude: frozenset[bytes]) -> bool:
@@ -198,15 +301,22 @@ def _is_excluded(path: bytes, exclude: frozenset[bytes]) -> bool:
 
 def baseline_after(reading: PlaceReading, earlier: PlaceBaseline) -> PlaceBaseline:
     """Return the baseline for turns after a capture that ended with this reading."""
-    doubtful = too_fresh(reading.scan.files, reading.scan.started_ns)
+    fresh = too_fresh(reading.status_of_looked(), reading.started_ns)
+    if reading.looked is not None:
+        fresh |= {path for path in earlier.fresh if path not in reading.looked}
     return PlaceBaseline(
-        reading.scan.files, opaque_now(reading, earlier), doubtful | set(reading.mapped), reading.generation
+        reading.sight,
+        opaque_now(reading, earlier),
+        set(reading.mapped),
+        fresh,
+        Trail(reading.trail.number, set(reading.trail.paths), set(reading.trail.deep)),
+        reading.generation,
     )
 
 
 def opaque_now(reading: PlaceReading, earlier: PlaceBaseline) -> set[bytes]:
     """Return the opaque folders: those that were and did not change, and those read as such."""
-    kept = {path for path in earlier.opaque if path in reading.scan.files and path not in reading.reads}
+    kept = {path for path in earlier.opaque if path in reading.sight and path not in reading.reads}
     return kept | {path for path, read in reading.reads.items() if read.opaque}
 
 
@@ -217,16 +327,30 @@ def settle_unchanged(
 
     Otherwise each following turn would read them again.
     """
-    fresh = too_fresh(reading.scan.files, reading.read_ns) | reading.mapped
+    fresh = too_fresh(
+        {path: read.status for path, read in reading.reads.items() if read.status is not None},
+        reading.read_ns,
+    )
+    accepted: dict[bytes, Status | None] = {}
+    left = set()
     for path, read in reading.reads.items():
-        if is_changed(path) or read.status is None or path in fresh:
+        if is_changed(path) or read.status is None:
+            left.add(path)
             continue
-        baseline.files[path] = read.status
+        accepted[path] = read.status
         baseline.doubtful.discard(path)
+        (baseline.fresh.add if path in fresh else baseline.fresh.discard)(path)
         (baseline.opaque.add if read.opaque else baseline.opaque.discard)(path)
+    for path in reading.gone:
+        if is_changed(path):
+            left.add(path)
+        else:
+            accepted[path] = None
+            baseline.opaque.discard(path)
+    baseline.sight.accept(accepted)
     # Stores to pages that are dirty now leave no trace, and the mapping may be
     # gone by the next turn.
     baseline.doubtful |= reading.mapped
-    for path in [path for path in reading.gone if not is_changed(path)]:
-        baseline.files.pop(path, None)
-        baseline.opaque.discard(path)
+    baseline.trail = Trail(reading.trail.number, left | reading.trail.paths, set(reading.trail.deep))
+    if not left:
+        baseline.generation = reading.generation

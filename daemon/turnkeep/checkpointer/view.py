@@ -14,7 +14,8 @@ from turnkeep_store.layers import LayerView
 from turnkeep.model import CheckpointId, Mount, ProcessImage
 from turnkeep.process.quiet import TreePrint
 from turnkeep.watch.processes import ProcessSample
-from turnkeep.watch.scan import Status
+from turnkeep.watch.table import Sight
+from turnkeep.watch.trail import Trail
 
 
 class PlaceView(Protocol):
@@ -89,13 +90,16 @@ class ContainerView(Protocol):
 class PlaceBaseline:
     """The file status of every path of one place, as of the last checkpoint.
 
-    `doubtful` paths may have changed without a trace and are read again.
-    `generation` is a watched host folder's at the scan; 0 for none.
+    `doubtful` paths may have changed without any trace and are read again;
+    `fresh` ones without a trace in their status. `trail` holds what was touched
+    since. `generation` is a watched host folder's at the scan; 0 for none.
     """
 
-    files: dict[bytes, Status] = field(default_factory=dict)
+    sight: Sight = field(default_factory=Sight)
     opaque: set[bytes] = field(default_factory=set)
     doubtful: set[bytes] = field(default_factory=set)
+    fresh: set[bytes] = field(default_factory=set)
+    trail: Trail = field(default_factory=Trail)
     generation: int = 0
 
 
@@ -119,3 +123,8 @@ class Baseline:
     def place(self, slot: bytes) -> PlaceBaseline:
         """Return what is known of a place."""
         return self.places.get(slot) or PlaceBaseline()
+
+    def fold(self) -> None:
+        """Make this the only state that anything is compared with: every earlier baseline ends."""
+        for place in self.places.values():
+            place.sight.fold()

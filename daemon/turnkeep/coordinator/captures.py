@@ -271,6 +271,7 @@ class Captures(SandboxState):
             changes=(put_checkpoint(checkpoint), *changes),
             **fields,
         )
+        await run(self.deps.pools.commit, self.baseline.fold)
 
     def _ancestors(self) -> list[CheckpointId]:
         found: list[CheckpointId] = []

@@ -35,7 +35,6 @@ from turnkeep.model import (
     Checkpoint,
     CheckpointId,
     ContainerState,
-    MountKind,
     Origin,
     SandboxId,
     SandboxRecord,
@@ -227,10 +226,7 @@ class Registry:
         await sandbox.abandon_open("the sandbox was detached")
         async with sandbox.holding():
             await sandbox.update("detached", "", record={"attached": False})
-            if sandbox.places is not None:
-                self.deps.checkpointer.host_folders.forget(
-                    place.host_path for place in sandbox.places.covered if place.mount.kind is MountKind.BIND
-                )
+            sandbox.stop_following()
             if sandbox.container is not None:
                 sandbox.container.close()
                 sandbox.container = None

@@ -359,6 +359,7 @@ async def live(
         and_then=and_then if ready.trees else None,
     )
     sandbox.baseline = baseline
+    await run(sandbox.deps.pools.capture, baseline.fold)
     return restored
 
 

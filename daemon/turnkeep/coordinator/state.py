@@ -111,11 +111,18 @@ class SandboxState:
         if container.running or self.places is None:
             self.places = container.places
 
+    def stop_following(self) -> None:
+        """Stop following the folders that the container can write to."""
+        if self.places is not None:
+            self.deps.checkpointer.forget(place.host_path for place in self.places.covered if place.host_path)
+
     async def on_container_event(self, state: ContainerState, message: str, *, name: str = "") -> None:
         """Note what happened to the container."""
         if state is not ContainerState.RUNNING and self.container is not None:
             self.container.close()
             self.container = None
+        if state is ContainerState.GONE:
+            self.stop_following()
         fields: dict[str, Any] = {"container_state": state, "name": name or self.record.name, "note": message}
         if replace(self.record, **fields) != self.record:
             await self.update("container", message or state.value, record=fields)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from turnkeep_store.chunks import read_extents
-from turnkeep_store.diff import diff
+from turnkeep_store.diff import Delta, diff
 from turnkeep_store.ids import TreeId
 from turnkeep_store.nodes import set_attributes_of, write_segments
 from turnkeep_store.repository import Repository
@@ -23,6 +23,7 @@ from turnkeep.restorer.plan import Progress, Restored, check_digest
 from turnkeep.runtime.container import Container, kill_processes
 from turnkeep.runtime.places import Place, open_root
 from turnkeep.watch.processes import Process, sample
+from turnkeep.watch.trail import Trail
 
 _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.001
@@ -159,7 +160,7 @@ class _Live:
         self._source = source
         self._container = container
         self._places = {place.slot: place for place in container.covered()}
-        self.touched: dict[bytes, set[bytes]] = {}
+        self.touched: dict[bytes, Trail] = {}
 
     def bring(self, have: TreeId, want: TreeId) -> Written:
         """Bring every place from one tree to the other.
@@ -193,13 +194,24 @@ class _Live:
             elif want.subtree is not None:
                 image = self._container.image_view(place)
                 deltas = list(diff(self._source, have.subtree if have is not None else None, want.subtree))
-                self.touched[place.slot] = {delta.path for delta in deltas}
+                self.touched[place.slot] = _trail(deltas)
                 written = apply_difference(fd, self._source, want.subtree, deltas, image)
                 total.paths += written.paths
                 total.bytes += written.bytes
             set_attributes_of(fd, want)
         finally:
             os.close(fd)
+
+
+def _trail(deltas: Iterable[Delta]) -> Trail:
+    """Return what bringing these differences about touches."""
+    touched = Trail()
+    for delta in deltas:
+        touched.paths.add(delta.path)
+        kinds = [each is not None and each.is_directory for each in (delta.before, delta.after)]
+        if delta.before is None or delta.after is None or kinds[0] != kinds[1]:
+            touched.deep.add(delta.path)
+    return touched
 
 
 def rewrite(fd: int, source: Source, want: Entry) -> int:

@@ -18,7 +18,7 @@ from watchdog.events import FileClosedNoWriteEvent, FileOpenedEvent, FileSystemE
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
-from turnkeep.watch.scan import Scan, Status
+from turnkeep.watch.table import Sight, Status, is_linked
 
 _BARRIER_S = 2.0
 _REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "fuse", "fuseblk", "glusterfs"})
@@ -61,7 +61,7 @@ class HostFolder:
             return
         self.generation += 1
 
-    def unchanged_since(self, generation: int, files: dict[bytes, Status]) -> bool:
+    def unchanged_since(self, generation: int, files: Sight) -> bool:
         """Whether the folder is certainly as it was when its generation was read.
 
         `files` is what a scan found after that. False also when it cannot be told:
@@ -69,11 +69,11 @@ class HostFolder:
         """
         if self._observer is None or not self._observer.is_alive() or generation != self.generation:
             return False
-        if any(status[8] > 1 and not _is_folder(status) for status in files.values()):
+        if any(is_linked(status) for _, status in files.items()):
             return False
         return self._all_events_arrived(files) and generation == self.generation
 
-    def _all_events_arrived(self, files: dict[bytes, Status]) -> bool:
+    def _all_events_arrived(self, files: Sight) -> bool:
         """Read a file of the folder and wait for the event of that.
 
         The kernel delivers a folder's events in order: when ours is here, so are
@@ -129,17 +129,8 @@ class HostFolders:
         self.forget(list(self._folders))
 
 
-def unchanged_scan(files: dict[bytes, Status]) -> Scan:
-    """Return what a scan of an unchanged folder would find."""
-    return Scan(dict(files), 0)
-
-
 def _is_file(status: Status) -> bool:
     return status[0] & 0o170000 == 0o100000
-
-
-def _is_folder(status: Status) -> bool:
-    return status[0] & 0o170000 == 0o040000
 
 
 def _file_system(path: str) -> str:

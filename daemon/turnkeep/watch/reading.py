@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from turnkeep_store.archiver import Segments
@@ -14,10 +14,14 @@ from turnkeep_store.nodes import entry_of, is_opaque, read_segments
 from turnkeep_store.overlay import RawChange
 from turnkeep_store.tree import Entry, Extent, NodeType
 
-from turnkeep.watch.scan import WHITEOUT, Status, status_of
+from turnkeep.watch.scan import status_of
+from turnkeep.watch.table import WHITEOUT, Status
 
 StoreContent = Callable[[Iterable[tuple[int, bytes]], int], tuple[Extent, ...]]
 """Puts a file's content somewhere and returns what an entry says of it."""
+
+FirstName = Callable[[bytes], bytes | None]
+"""Returns the first name of a path's inode if that has several, else None (`Sight.first_name`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +40,15 @@ def read_path(
     path: bytes,
     *,
     overlay: bool,
-    links: Mapping[bytes, bytes],
+    first_name: FirstName,
     hold_below: int,
     store: StoreContent,
 ) -> Read:
     """Read what is at `path` beneath `root_fd` now.
 
     Content smaller than `hold_below` bytes is held in memory; larger content
-    goes to `store` piece by piece. `links` is `Scan.hardlinks()`: for a further
-    name of an inode only the link is recorded.
+    goes to `store` piece by piece. For a further name of an inode than its first
+    only the link is recorded.
 
     Raises:
         OSError, StoreError: reading or storing failed.
@@ -54,7 +58,7 @@ def read_path(
     except (FileNotFoundError, NotADirectoryError, UnsafePath):
         return Read(path, RawChange(path, None), None)
     try:
-        return read_node(fd, path, overlay=overlay, links=links, hold_below=hold_below, store=store)
+        return read_node(fd, path, overlay=overlay, first_name=first_name, hold_below=hold_below, store=store)
     finally:
         os.close(fd)
 
@@ -64,7 +68,7 @@ def read_node(
     path: bytes,
     *,
     overlay: bool,
-    links: Mapping[bytes, bytes],
+    first_name: FirstName,
     hold_below: int,
     store: StoreContent,
 ) -> Read:
@@ -74,17 +78,18 @@ def read_node(
     name = path.rpartition(b"/")[2]
     if overlay and stat.S_ISCHR(before.st_mode) and before.st_rdev == 0:
         return Read(path, RawChange(path, Entry(name=name, type=NodeType.WHITEOUT)), WHITEOUT)
-    first = links.get(path, path)
-    if first != path:
+    first = first_name(path)
+    linked = first is not None
+    if first is not None and first != path:
         entry = Entry(name=name, type=NodeType.HARDLINK, target=first)
         return Read(path, RawChange(path, entry, linked=True), status)
     entry = entry_of(fd, name, overlay=overlay)
     if entry.type is not NodeType.FILE:
         opaque = overlay and entry.is_directory and is_opaque(fd)
-        return Read(path, RawChange(path, entry, linked=path in links), status, opaque=opaque)
+        return Read(path, RawChange(path, entry, linked=linked), status, opaque=opaque)
     entry, segments, held = _content(fd, entry, hold_below, store)
     unchanged = status_of(os.fstat(fd)) == status
-    change = RawChange(path, entry, segments, linked=path in links)
+    change = RawChange(path, entry, segments, linked=linked)
     return Read(path, change, status if unchanged else None, held)
 
 

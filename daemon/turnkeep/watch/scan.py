@@ -10,24 +10,15 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from turnkeep_store.beneath import O_DIRECTORY_READ, O_PATH_NOFOLLOW, open_beneath
+from turnkeep_store.beneath import O_DIRECTORY_READ, open_beneath
 from turnkeep_store.errors import UnsafePath
 
 from turnkeep.errors import ResourceExhausted
-
-Status = tuple[int, int, int, int, int, int, int, int, int]
-"""(mode, inode, ctime_ns, mtime_ns, size, uid, gid, rdev, links)."""
-
-WHITEOUT: Status = (stat.S_IFCHR, 0, 0, 0, 0, 0, 0, 0, 0)
-"""Of every whiteout. They share one inode, whose ctime and link count say nothing of any of them."""
-
-NEVER: Status = (-1, -1, -1, -1, -1, -1, -1, -1, -1)
-"""Of no file: what is recorded with it counts as changed."""
+from turnkeep.watch.table import WHITEOUT, Sight, Status
 
 PATH_BYTES = 256
 """How long paths may be on average: each is kept whole, so nested folders cost their depth squared."""
@@ -44,18 +35,6 @@ class Scan:
     files: dict[bytes, Status] = field(default_factory=dict)
     started_ns: int = 0
 
-    def hardlinks(self) -> dict[bytes, bytes]:
-        """Map every name whose inode has several names here to the first of them."""
-        groups: dict[int, list[bytes]] = {}
-        for path, status in self.files.items():
-            if status[8] > 1 and not stat.S_ISDIR(status[0]) and status is not WHITEOUT:
-                groups.setdefault(status[1], []).append(path)
-        return {path: min(paths) for paths in groups.values() if len(paths) > 1 for path in paths}
-
-    def has(self, path: bytes) -> bool:
-        """Whether the path exists."""
-        return path in self.files
-
 
 def scan(root_fd: int, *, overlay: bool, exclude: Collection[bytes] = (), max_paths: int = 2_000_000) -> Scan:
     """Take the status of everything beneath `root_fd`, but for `exclude` and all beneath those.
@@ -67,62 +46,11 @@ def scan(root_fd: int, *, overlay: bool, exclude: Collection[bytes] = (), max_pa
         ResourceExhausted: there are more than `max_paths` paths, or they are too long together.
     """
     result = Scan(started_ns=time.time_ns())
-    _walk(root_fd, b"", result.files, overlay=overlay, exclude=exclude, max_paths=max_paths)
+    walk(root_fd, b"", result.files, overlay=overlay, exclude=exclude, max_paths=max_paths)
     return result
 
 
-def rescan(
-    root_fd: int, earlier: Scan, touched: Collection[bytes], *, overlay: bool, exclude: Collection[bytes] = ()
-) -> Scan:
-    """Return what a scan would find now if only `touched` paths, and all beneath them, changed.
-
-    The folders above them, whose times and names changed with them, are looked
-    at again, and so is every other name of an inode that was touched.
-    """
-    tops = set(touched)
-    above = {folder for path in tops for folder in _folders_above(path)}
-    files: dict[bytes, Status] = {}
-    inodes = set()
-    for path, status in earlier.files.items():
-        if path in tops or path in above or any(each in tops for each in _folders_above(path)):
-            if status[8] > 1:
-                inodes.add(status[1])
-        else:
-            files[path] = status
-    again = tops | above | {path for path, status in files.items() if status[1] in inodes}
-    result = Scan(files, time.time_ns())
-    for path in again:
-        found = _status_at(root_fd, path, overlay=overlay)
-        files.pop(path, None)
-        if found is None or path in exclude:
-            continue
-        files[path] = found
-        if path in tops and stat.S_ISDIR(found[0]):
-            _walk(root_fd, path, files, overlay=overlay, exclude=exclude, max_paths=sys.maxsize)
-    return result
-
-
-def _folders_above(path: bytes) -> Iterator[bytes]:
-    while b"/" in path:
-        path = path.rpartition(b"/")[0]
-        yield path
-
-
-def _status_at(root_fd: int, path: bytes, *, overlay: bool) -> Status | None:
-    try:
-        fd = open_beneath(root_fd, path, O_PATH_NOFOLLOW)
-    except (FileNotFoundError, NotADirectoryError, UnsafePath):
-        return None
-    try:
-        status = os.fstat(fd)
-    finally:
-        os.close(fd)
-    if overlay and stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
-        return WHITEOUT
-    return status_of(status)
-
-
-def _walk(
+def walk(
     root_fd: int,
     top: bytes,
     files: dict[bytes, Status],
@@ -131,6 +59,7 @@ def _walk(
     exclude: Collection[bytes],
     max_paths: int,
 ) -> None:
+    """Add the status of every path beneath the folder `top` to `files`. Raises as `scan`."""
     path_bytes = 0
     pending = [top]
     while pending:
@@ -148,7 +77,7 @@ def _walk(
                         continue
                     path_bytes += len(path)
                     if len(files) >= max_paths or path_bytes > max_paths * PATH_BYTES:
-                        raise _too_many(max_paths)
+                        raise too_many(max_paths)
                     try:
                         status = item.stat(follow_symlinks=False)
                     except FileNotFoundError:
@@ -164,7 +93,8 @@ def _walk(
             os.close(fd)
 
 
-def _too_many(max_paths: int) -> ResourceExhausted:
+def too_many(max_paths: int) -> ResourceExhausted:
+    """Return the error for more paths than are allowed."""
     return ResourceExhausted(
         f"more than {max_paths} paths in the writable state,"
         f" or paths longer than {PATH_BYTES} bytes on average",
@@ -188,16 +118,24 @@ def status_of(status: os.stat_result) -> Status:
 
 
 def differences(
-    baseline: Mapping[bytes, Status], now: Mapping[bytes, Status], doubtful: Iterable[bytes] = ()
-) -> tuple[list[bytes], list[bytes]]:
+    before: Sight, now: Sight, doubtful: Collection[bytes] = (), looked: Iterable[bytes] | None = None
+) -> tuple[set[bytes], set[bytes]]:
     """Return the paths that are new or have another status, and those that are gone.
 
-    `doubtful` paths count as changed whatever their status says.
+    `doubtful` paths count as changed whatever their status says. Only `looked`
+    paths are compared; with None, all are.
     """
-    changed = [path for path, status in now.items() if baseline.get(path) != status]
-    known = set(changed)
-    changed.extend(path for path in doubtful if path in now and path not in known)
-    gone = [path for path in baseline if path not in now]
+    if looked is None:
+        changed = {path for path, status in now.items() if before.get(path) != status or path in doubtful}
+        return changed, {path for path in before if path not in now}
+    changed, gone = set(), set()
+    for path in looked:
+        earlier, status = before.get(path), now.get(path)
+        if status is None:
+            if earlier is not None:
+                gone.add(path)
+        elif earlier != status or path in doubtful:
+            changed.add(path)
     return changed, gone
 
 

@@ -1,0 +1,165 @@
+"""Looking again at a few paths of a root whose every path's status is known."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection, Iterable
+
+from turnkeep_store.beneath import O_PATH_NOFOLLOW, open_beneath
+from turnkeep_store.errors import UnsafePath
+
+from turnkeep.watch.scan import status_of, too_many, walk
+from turnkeep.watch.table import WHITEOUT, Sight, Status, folder_of, is_folder, is_linked
+
+_INODE, _LINKS = 1, 8
+
+
+def look_again(
+    root_fd: int,
+    known: Sight,
+    touched: Iterable[bytes],
+    deep: Collection[bytes] = (),
+    *,
+    overlay: bool,
+    exclude: Collection[bytes] = (),
+    max_paths: int = 2_000_000,
+) -> dict[bytes, Status | None]:
+    """Return the status now of paths that may have changed; None for those that are gone.
+
+    If nothing but `touched`, and what lies beneath `deep`, has changed since
+    `known`, then `known` with this is what a scan would find now. Looked at are
+    these paths, the folders they lie in (whose times change with their names),
+    all beneath what became a folder, or another one, or ceased to be one, and
+    every other name of an inode among them.
+
+    Raises:
+        ResourceExhausted: there are more than `max_paths` paths now.
+    """
+    work = _Work(root_fd, known, frozenset(deep), overlay=overlay, exclude=exclude, max_paths=max_paths)
+    try:
+        paths = set(touched)
+        paths |= {folder_of(path) for path in paths}
+        work.look(sorted(paths))
+        work.look_at_other_names()
+    finally:
+        work.close()
+    return work.found
+
+
+class _Work:
+    def __init__(
+        self,
+        root_fd: int,
+        known: Sight,
+        deep: frozenset[bytes],
+        *,
+        overlay: bool,
+        exclude: Collection[bytes],
+        max_paths: int,
+    ) -> None:
+        self.found: dict[bytes, Status | None] = {}
+        self._root = root_fd
+        self._known = known
+        self._deep = deep
+        self._overlay = overlay
+        self._exclude = exclude
+        self._max_paths = max_paths
+        self._folder: tuple[bytes, int] | None = None
+        self._names: dict[int, set[bytes]] = {}
+        self._new_inodes: set[int] = set()
+
+    def close(self) -> None:
+        """Close the folder that is open."""
+        if self._folder is not None and self._folder[1] >= 0:
+            os.close(self._folder[1])
+        self._folder = None
+
+    def look(self, paths: Iterable[bytes]) -> None:
+        """Look at paths, and at all beneath them where that is in doubt."""
+        for path in paths:
+            if not path or path in self.found or self._is_excluded(path):
+                continue
+            before, now = self._known.get(path), self._status(path)
+            self._note(path, now)
+            was_folder = before is not None and is_folder(before)
+            if now is not None and is_folder(now):
+                same = was_folder and before is not None and before[_INODE] == now[_INODE]
+                if not same or path in self._deep:
+                    self._walk(path)
+                    self._look_for_gone(path)
+            elif was_folder:
+                self._look_for_gone(path)
+        if len(self._known) + len(self.found) > 2 * self._max_paths:
+            raise too_many(self._max_paths)
+
+    def look_at_other_names(self) -> None:
+        """Look at the further names of every inode met so far, known or not."""
+        while self._new_inodes:
+            inodes, self._new_inodes = self._new_inodes, set()
+            others = {name for inode in inodes for name in self._known.names(inode)}
+            self.look(sorted(others - self.found.keys()))
+            lacking = {inode for inode in inodes if self._has_more_names(inode)}
+            if lacking:
+                # One that had a single name until now is not found by its inode.
+                named = {path for path, status in self._known.items() if status[_INODE] in lacking}
+                self.look(sorted(named - self.found.keys()))
+
+    def _has_more_names(self, inode: int) -> bool:
+        names = self._names.get(inode)
+        status = self.found[next(iter(names))] if names else None
+        return names is not None and status is not None and status[_LINKS] > len(names)
+
+    def _note(self, path: bytes, status: Status | None) -> None:
+        self.found[path] = status
+        before = self._known.get(path)
+        if before is not None and is_linked(before):
+            self._new_inodes.add(before[_INODE])
+        if status is not None and is_linked(status):
+            self._new_inodes.add(status[_INODE])
+            self._names.setdefault(status[_INODE], set()).add(path)
+
+    def _walk(self, path: bytes) -> None:
+        files: dict[bytes, Status] = {}
+        walk(
+            self._root,
+            path,
+            files,
+            overlay=self._overlay,
+            exclude=self._exclude,
+            max_paths=self._max_paths,
+        )
+        for found, status in files.items():
+            self._note(found, status)
+
+    def _look_for_gone(self, folder: bytes) -> None:
+        """Note what is no more of all that was beneath a folder; the folder was walked, if it is one."""
+        for path in self._known.beneath(folder):
+            if path not in self.found:
+                self._note(path, None)
+
+    def _is_excluded(self, path: bytes) -> bool:
+        return any(path == each or path.startswith(each + b"/") for each in self._exclude)
+
+    def _status(self, path: bytes) -> Status | None:
+        folder = self._open(folder_of(path))
+        if folder < 0:
+            return None
+        try:
+            status = os.stat(path.rpartition(b"/")[2], dir_fd=folder, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if self._overlay and stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+            return WHITEOUT
+        return status_of(status)
+
+    def _open(self, folder: bytes) -> int:
+        """Return a descriptor of a folder, or -1; paths come sorted, so one is kept open."""
+        if self._folder is None or self._folder[0] != folder:
+            self.close()
+            try:
+                fd = open_beneath(self._root, folder, O_PATH_NOFOLLOW | os.O_DIRECTORY)
+            except (FileNotFoundError, NotADirectoryError, UnsafePath):
+                fd = -1
+            self._folder = (folder, fd)
+        return self._folder[1]

@@ -1,0 +1,227 @@
+"""The status of every path beneath a root, kept from turn to turn.
+
+A turn changes few of many files. So what is kept is never copied: a `Sight` is
+a `Table` and the few changes that are not part of it yet, and they become part
+of it once nothing refers to the state before.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
+
+from turnkeep.errors import InternalError
+
+K = TypeVar("K")
+
+Status = tuple[int, int, int, int, int, int, int, int, int]
+"""(mode, inode, ctime_ns, mtime_ns, size, uid, gid, rdev, links)."""
+
+WHITEOUT: Status = (stat.S_IFCHR, 0, 0, 0, 0, 0, 0, 0, 0)
+"""Of every whiteout. They share one inode, whose ctime and link count say nothing of any of them."""
+
+NEVER: Status = (-1, -1, -1, -1, -1, -1, -1, -1, -1)
+"""Of no file: what is recorded with it counts as changed."""
+
+_INODE, _LINKS = 1, 8
+
+
+def is_folder(status: Status) -> bool:
+    """Whether it is a folder's."""
+    return stat.S_ISDIR(status[0])
+
+
+def is_linked(status: Status) -> bool:
+    """Whether it is of an inode that may have several names, and be read under the first."""
+    return status[_LINKS] > 1 and not stat.S_ISDIR(status[0])
+
+
+def folder_of(path: bytes) -> bytes:
+    """Return the folder that a path lies in; the root is empty, and lies in itself."""
+    return path.rpartition(b"/")[0]
+
+
+class _Index:
+    """Which paths lie in a folder, and which are names of one inode."""
+
+    __slots__ = ("inside", "names")
+
+    def __init__(self) -> None:
+        self.inside: dict[bytes, set[bytes]] = {}
+        self.names: dict[int, set[bytes]] = {}
+
+    def add(self, path: bytes, status: Status | None) -> None:
+        self.inside.setdefault(folder_of(path), set()).add(path)
+        if status is not None and is_linked(status):
+            self.names.setdefault(status[_INODE], set()).add(path)
+
+    def remove(self, path: bytes, status: Status) -> None:
+        _discard(self.inside, folder_of(path), path)
+        if is_linked(status):
+            _discard(self.names, status[_INODE], path)
+
+
+def _discard(groups: dict[K, set[bytes]], key: K, path: bytes) -> None:
+    group = groups.get(key)
+    if group is not None:
+        group.discard(path)
+        if not group:
+            del groups[key]
+
+
+class Table:
+    """The status of every path beneath a root, at about one time.
+
+    `version` grows with every change: a `Sight` of an earlier one is of no use.
+    """
+
+    __slots__ = ("_files", "_index", "version")
+
+    def __init__(self, files: Mapping[bytes, Status] | None = None) -> None:
+        self._files: dict[bytes, Status] = dict(files or {})
+        self._index = _Index()
+        self.version = 0
+        for path, status in self._files.items():
+            self._index.add(path, status)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._files)
+
+    def get(self, path: bytes) -> Status | None:
+        """Return a path's status; None if there is no such path."""
+        return self._files.get(path)
+
+    def inside(self, folder: bytes) -> Iterable[bytes]:
+        """Return the paths directly in a folder."""
+        return self._index.inside.get(folder, ())
+
+    def names(self, inode: int) -> Iterable[bytes]:
+        """Return the names of an inode whose status says that it has several."""
+        return self._index.names.get(inode, ())
+
+    def change(self, changes: Iterable[tuple[bytes, Status | None]]) -> None:
+        """Set the status of paths; None takes a path away."""
+        self.version += 1
+        for path, status in changes:
+            before = self._files.pop(path, None)
+            if before is not None:
+                self._index.remove(path, before)
+            if status is not None:
+                self._files[path] = status
+                self._index.add(path, status)
+
+
+class Sight:
+    """A table as it would be with some changes; None stands for a path that is gone.
+
+    It is good as long as nobody else changes the table (`accept`, `fold`).
+
+    Raises (every method):
+        InternalError: somebody did.
+    """
+
+    __slots__ = ("_changes", "_firsts", "_index", "_table", "_version")
+
+    def __init__(
+        self,
+        table: Table | Mapping[bytes, Status] | None = None,
+        changes: Mapping[bytes, Status | None] | None = None,
+    ) -> None:
+        self._table = table if isinstance(table, Table) else Table(table)
+        self._version = self._table.version
+        self._changes: dict[bytes, Status | None] = dict(changes or {})
+        self._index: _Index | None = None
+        self._firsts: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        """Return how many paths there are, within the number of the changes."""
+        return len(self._base()) + len(self._changes)
+
+    def __contains__(self, path: bytes) -> bool:
+        return self.get(path) is not None
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from (path for path in self._base() if path not in self._changes)
+        yield from (path for path, status in self._changes.items() if status is not None)
+
+    def items(self) -> Iterator[tuple[bytes, Status]]:
+        """Yield every path with its status."""
+        for path in self:
+            status = self.get(path)
+            assert status is not None
+            yield path, status
+
+    def get(self, path: bytes) -> Status | None:
+        """Return a path's status; None if there is no such path."""
+        if path in self._changes:
+            return self._changes[path]
+        return self._base().get(path)
+
+    def beneath(self, folder: bytes) -> Iterator[bytes]:
+        """Yield every path beneath a folder."""
+        pending = [folder]
+        while pending:
+            for path in self._inside(pending.pop()):
+                yield path
+                pending.append(path)
+
+    def names(self, inode: int) -> set[bytes]:
+        """Return the names of an inode whose status says that it has several."""
+        kept = {path for path in self._base().names(inode) if path not in self._changes}
+        return kept | self._changed().names.get(inode, set())
+
+    def first_name(self, path: bytes) -> bytes | None:
+        """Return the first name of a path's inode, if it has several beneath the root; else None."""
+        status = self.get(path)
+        if status is None or not is_linked(status):
+            return None
+        inode = status[_INODE]
+        if inode not in self._firsts:
+            names = self.names(inode)
+            self._firsts[inode] = min(names) if len(names) > 1 else b""
+        return self._firsts[inode] or None
+
+    def changed(self, more: Mapping[bytes, Status | None]) -> Sight:
+        """Return a sight with more changes."""
+        self._base()
+        return Sight(self._table, {**self._changes, **more}) if more else self
+
+    def accept(self, changes: Mapping[bytes, Status | None]) -> None:
+        """Make some changes part of the table at once. Every other sight of it ends."""
+        self._base().change(changes.items())
+        for path in changes:
+            self._changes.pop(path, None)
+        self._renew()
+
+    def fold(self) -> None:
+        """Make the changes part of the table. Every other sight of it ends."""
+        if self._changes:
+            self._base().change(self._changes.items())
+            self._changes = {}
+            self._renew()
+
+    def _renew(self) -> None:
+        self._version = self._table.version
+        self._index = None
+        self._firsts = {}
+
+    def _base(self) -> Table:
+        if self._version != self._table.version:
+            raise InternalError("the state that this was compared with has moved on")
+        return self._table
+
+    def _changed(self) -> _Index:
+        if self._index is None:
+            self._index = _Index()
+            for path, status in self._changes.items():
+                self._index.add(path, status)
+        return self._index
+
+    def _inside(self, folder: bytes) -> Iterator[bytes]:
+        yield from (path for path in self._base().inside(folder) if path not in self._changes)
+        changed = self._changed().inside.get(folder, ())
+        yield from (path for path in changed if self._changes[path] is not None)

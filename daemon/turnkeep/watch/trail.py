@@ -1,0 +1,89 @@
+"""What was touched since a moment, as far as that is known without a gap."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from turnkeep.watch.tracker import Touched, Tracker, Watch
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """One collection of a folder's events. `number` grows by one with each; from 1."""
+
+    number: int
+    touched: Touched
+
+
+@dataclass(slots=True)
+class Trail:
+    """The paths of a folder touched since a state of it was recorded.
+
+    `number` is that of the last collection that it took in, 0 if none is known.
+    `deep` are folders beneath which everything may have changed. Both may name
+    more than was touched, never less.
+    """
+
+    number: int = 0
+    paths: set[bytes] = field(default_factory=set)
+    deep: set[bytes] = field(default_factory=set)
+
+    def follow(self, collected: Collected | None) -> bool:
+        """Take in the next collection; return whether the trail is without a gap.
+
+        Where it is not, only a scan can tell what changed.
+        """
+        unbroken = (
+            collected is not None
+            and collected.touched.complete
+            and self.number > 0
+            and collected.number == self.number + 1
+        )
+        if not unbroken or collected is None:
+            self.number = 0
+            self.paths.clear()
+            self.deep.clear()
+            return False
+        self.number = collected.number
+        self.paths |= collected.touched.paths
+        self.deep |= collected.touched.deep
+        return True
+
+
+class TrackedFolders:
+    """The tracked folders by path. Used from any thread; one folder by one thread at a time."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._lock = threading.Lock()
+        self._watches: dict[str, Watch | None] = {}
+        self._numbers: dict[str, int] = {}
+
+    def collect(self, path: str) -> Collected | None:
+        """Return what was touched in a folder since the last call; None where that is not tracked.
+
+        Inside a freeze this holds all that was done before it.
+        """
+        with self._lock:
+            if path not in self._watches:
+                self._watches[path] = self._tracker.watch(path)
+            watch = self._watches[path]
+        if watch is None:
+            return None
+        number = self._numbers[path] = self._numbers.get(path, 0) + 1
+        return Collected(number, watch.collect())
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Stop tracking folders."""
+        for path in paths:
+            with self._lock:
+                watch = self._watches.pop(path, None)
+            if watch is not None:
+                watch.close()
+
+    def close(self) -> None:
+        """Stop tracking all."""
+        self.forget(list(self._watches))
+        self._tracker.close()
