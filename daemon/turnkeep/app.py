@@ -125,7 +125,11 @@ def _open(config: Config, stack: contextlib.ExitStack) -> Deps:
     stack.callback(engine.close)
     processes = Processes(config.process, state / "run")
     stack.callback(processes.close)
-    tracked = TrackedFolders(Tracker(max_touched=config.limits.tracked_paths)) if config.tracker else None
+    tracked = (
+        TrackedFolders(Tracker(str(state / "run"), max_touched=config.limits.tracked_paths))
+        if config.tracker
+        else None
+    )
     if tracked is not None:
         stack.callback(tracked.close)
     checkpointer = Checkpointer(repository, config.limits, config.classify, processes, tracked)

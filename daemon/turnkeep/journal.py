@@ -32,6 +32,7 @@ from turnkeep.model import (
     SandboxRecord,
     Turn,
     TurnNumber,
+    TurnState,
 )
 
 SCHEMA_VERSION = 1
@@ -49,6 +50,10 @@ CREATE INDEX IF NOT EXISTS projection_by_sandbox ON projection (kind, sandbox_id
 CREATE INDEX IF NOT EXISTS turn_by_harness ON projection (
     sandbox_id, json_extract(value, '$.session'), json_extract(value, '$.harness_turn_id'))
     WHERE kind = 'turn';
+CREATE INDEX IF NOT EXISTS turns_by_state ON projection (sandbox_id, json_extract(value, '$.state'))
+    WHERE kind = 'turn';
+CREATE INDEX IF NOT EXISTS checkpoint_sizes ON projection (
+    sandbox_id, json_extract(value, '$.stored_bytes')) WHERE kind = 'checkpoint';
 """
 
 
@@ -259,6 +264,44 @@ class Journal:
         with self._lock:
             row = self._db.execute(query, (sandbox_id, session, harness_turn_id)).fetchone()
         return Turn.from_json(json.loads(row[0])) if row else None
+
+    def turn_counts(self, sandbox_id: SandboxId) -> dict[TurnState, int]:
+        """Return how many of a sandbox's turns are in each state."""
+        query = (
+            "SELECT json_extract(value, '$.state'), COUNT(*) FROM projection"
+            " WHERE kind = 'turn' AND sandbox_id = ? GROUP BY 1"
+        )
+        with self._lock:
+            rows = self._db.execute(query, (sandbox_id,)).fetchall()
+        return {TurnState(state): count for state, count in rows}
+
+    def stored_bytes(self, sandbox_id: SandboxId) -> int:
+        """Return what a sandbox's checkpoints added to the store."""
+        query = (
+            "SELECT SUM(json_extract(value, '$.stored_bytes')) FROM projection"
+            " WHERE kind = 'checkpoint' AND sandbox_id = ?"
+        )
+        with self._lock:
+            row = self._db.execute(query, (sandbox_id,)).fetchone()
+        return row[0] or 0
+
+    def ancestors(self, checkpoint_id: CheckpointId, limit: int) -> list[CheckpointId]:
+        """Return a checkpoint and those that it descends from, the nearest first, as far as known."""
+        query = (
+            "WITH RECURSIVE line (id, parent, depth) AS ("
+            " SELECT key, json_extract(value, '$.parent_id'), 1 FROM projection"
+            " WHERE kind = 'checkpoint' AND key = ? UNION ALL"
+            " SELECT p.key, json_extract(p.value, '$.parent_id'), depth + 1 FROM line"
+            " JOIN projection AS p ON p.kind = 'checkpoint' AND p.key = line.parent WHERE depth < ?"
+            ") SELECT id, parent FROM line ORDER BY depth"
+        )
+        with self._lock:
+            rows = self._db.execute(query, (checkpoint_id, limit)).fetchall()
+        found = [CheckpointId(row[0]) for row in rows]
+        if rows and rows[-1][1] and len(found) < limit:
+            # Its record is gone, its name is not.
+            found.append(CheckpointId(rows[-1][1]))
+        return found or [checkpoint_id]
 
     def checkpoints(self, sandbox_id: SandboxId | None = None) -> list[Checkpoint]:
         """Return checkpoints in the order of their capture."""

@@ -96,7 +96,7 @@ class Sandbox:
         self.root = overlay.merged
         self.repository = repository
         self.view = FakeView(overlay)
-        tracked = TrackedFolders(Tracker())
+        tracked = TrackedFolders(Tracker(str(overlay.upper.parent / "scratch")))
         self.checkpointer = Checkpointer(repository, limits or Limits(), Classify(), None, tracked)
         # What it finds is not what the tracker says, and takes nothing from the tracker.
         self._truth = Checkpointer(repository, limits or Limits(), Classify())

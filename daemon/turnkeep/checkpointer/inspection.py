@@ -17,10 +17,10 @@ from turnkeep.config import Limits
 from turnkeep.model import MountKind
 from turnkeep.watch.host_folders import HostFolders
 from turnkeep.watch.look import look_again
-from turnkeep.watch.open_files import writable_files
+from turnkeep.watch.open_files import WritableFiles, writable_files
 from turnkeep.watch.reading import Read, read_node, read_path, sync_mapped
 from turnkeep.watch.scan import differences, mapped_files, scan, status_of, too_fresh
-from turnkeep.watch.table import Sight, Status, Table, is_linked
+from turnkeep.watch.table import Sight, Status, is_linked
 from turnkeep.watch.trail import Collected, TrackedFolders, Trail
 
 _FILE = b""
@@ -90,14 +90,14 @@ class Reader:
         self._host_folders = host_folders
         self._tracked = tracked
         self._mappings: set[bytes] = set()
-        self._writable: set[bytes] = set()
+        self._open = WritableFiles()
 
     def look_for_mappings(self) -> None:
         """Find out which files are mapped shared and writable, or open for writing, at this moment."""
         pids = self._view.pids()
         self._mappings = mapped_files(pids)
         # Not everything that is written through a descriptor is reported before it is closed.
-        self._writable = writable_files(pids) if self._tracked is not None else set()
+        self._open = writable_files(pids) if self._tracked is not None else WritableFiles()
 
     def read(self, place: PlaceView, baseline: PlaceBaseline) -> PlaceReading:
         """Read what changed against the baseline.
@@ -114,10 +114,10 @@ class Reader:
                 return PlaceReading(place, root, baseline.sight, looked=frozenset(), generation=generation)
             collected = self._collect(place)
             known = baseline.trail.follow(collected)
-            touched = baseline.trail.paths | baseline.doubtful
             reading = self._look(
-                place, fd, mapped, collected, baseline.sight if known else None, touched, baseline.trail.deep
+                place, fd, mapped, baseline.sight if known else None, baseline.trail, baseline.doubtful
             )
+            reading.trail = _begun(collected)
             reading.generation = generation
             doubtful = baseline.doubtful | baseline.fresh | reading.mapped
             self._compare(reading, baseline.sight, baseline.sight, doubtful, fd)
@@ -137,16 +137,11 @@ class Reader:
             baseline.trail.follow(collected)
             known = earlier.trail.follow(collected)
             # What is merely fresh was reported if it changed again.
-            touched = earlier.trail.paths | earlier.torn() | earlier.mapped
+            again = earlier.torn() | earlier.mapped
             reading = self._look(
-                earlier.place,
-                fd,
-                mapped,
-                collected,
-                earlier.sight if known else None,
-                touched,
-                earlier.trail.deep,
+                earlier.place, fd, mapped, earlier.sight if known else None, earlier.trail, again
             )
+            reading.trail = _begun(collected)
             reading.generation = generation
             doubtful = earlier.unsettled() | reading.mapped
             reading.reads = {path: read for path, read in earlier.reads.items() if path in reading.sight}
@@ -168,7 +163,7 @@ class Reader:
         fd = earlier.place.open(self._view.init_pid)
         try:
             place = earlier.place
-            found = self._look_at(place, fd, earlier.sight, touched.paths, touched.deep)
+            found = self._look_at(place, fd, earlier.sight, touched)
             root = entry_of(fd, place.slot, overlay=place.is_rootfs)
             reading = PlaceReading(
                 place,
@@ -206,10 +201,9 @@ class Reader:
         place: PlaceView,
         fd: int,
         mapped: frozenset[bytes],
-        collected: Collected | None,
         known: Sight | None,
-        touched: set[bytes],
-        deep: set[bytes],
+        trail: Trail,
+        again: Collection[bytes],
     ) -> PlaceReading:
         """Take the status of what may have changed since `known`; of everything if that is None."""
         started_ns = time.time_ns()
@@ -218,31 +212,26 @@ class Reader:
         if place.is_file:
             sight = Sight({_FILE: status_of(os.fstat(fd))})
         elif known is None:
-            limits = self._limits
-            sight = Sight(
-                Table(scan(fd, overlay=overlay, exclude=place.exclude, max_paths=limits.max_paths).files)
-            )
+            most = self._limits.max_paths
+            sight = Sight(scan(fd, overlay=overlay, exclude=place.exclude, max_paths=most).files)
         else:
-            found = self._look_at(
-                place, fd, known, touched | mapped | self._inside(place, self._writable), deep
-            )
+            touched = trail.copy()
+            touched.paths.update(again, mapped, self._inside(place, self._open.paths))
+            touched.inodes |= self._open.inodes
+            found = self._look_at(place, fd, known, touched)
             sight, looked = known.changed(found), frozenset(found)
         root = entry_of(fd, place.slot, overlay=overlay)
         # The content of an inode with several names is read under the first.
         mapped |= {first for path in mapped if (first := sight.first_name(path)) is not None}
-        trail = Trail(collected.number if collected is not None else 0)
-        return PlaceReading(
-            place, root, sight, looked=looked, mapped=mapped, trail=trail, started_ns=started_ns
-        )
+        return PlaceReading(place, root, sight, looked=looked, mapped=mapped, started_ns=started_ns)
 
-    def _look_at(
-        self, place: PlaceView, fd: int, known: Sight, touched: Collection[bytes], deep: Collection[bytes]
-    ) -> dict[bytes, Status | None]:
+    def _look_at(self, place: PlaceView, fd: int, known: Sight, touched: Trail) -> dict[bytes, Status | None]:
         return look_again(
             fd,
             known,
-            touched,
-            deep,
+            touched.paths,
+            touched.deep,
+            touched.inodes,
             overlay=place.is_rootfs,
             exclude=place.exclude,
             max_paths=self._limits.max_paths,
@@ -279,6 +268,11 @@ class Reader:
         return frozenset(path for path in inside if not _is_excluded(path, place.exclude))
 
 
+def _begun(collected: Collected | None) -> Trail:
+    """Return the trail of a state that was recorded after a collection."""
+    return Trail(collected.number if collected is not None else 0)
+
+
 def _relinked(before: Sight, reading: PlaceReading) -> set[bytes]:
     """Return the names whose inode is known under another name than it was.
 
@@ -309,7 +303,7 @@ def baseline_after(reading: PlaceReading, earlier: PlaceBaseline) -> PlaceBaseli
         opaque_now(reading, earlier),
         set(reading.mapped),
         fresh,
-        Trail(reading.trail.number, set(reading.trail.paths), set(reading.trail.deep)),
+        reading.trail.copy(),
         reading.generation,
     )
 
@@ -351,6 +345,7 @@ def settle_unchanged(
     # Stores to pages that are dirty now leave no trace, and the mapping may be
     # gone by the next turn.
     baseline.doubtful |= reading.mapped
-    baseline.trail = Trail(reading.trail.number, left | reading.trail.paths, set(reading.trail.deep))
+    baseline.trail = reading.trail.copy()
+    baseline.trail.paths |= left
     if not left:
         baseline.generation = reading.generation

@@ -43,6 +43,8 @@ from turnkeep.runtime.container import Container
 log = structlog.get_logger()
 
 _EXEC_POLL_S = 0.05
+_ANCESTORS = 64
+"""As many are named in a checkpoint's record, for when the journal has to be made anew."""
 
 
 class Captures(SandboxState):
@@ -230,7 +232,10 @@ class Captures(SandboxState):
 
     async def commit(self, capture: Capture, draft: Checkpoint) -> Checkpoint:
         """Make a capture durable and take it as the new baseline."""
-        ancestors = await run(self.deps.pools.journal, self._ancestors)
+        head = self.record.head_checkpoint_id
+        ancestors: list[CheckpointId] = []
+        if head is not None:
+            ancestors = await run(self.deps.pools.journal, self.deps.journal.ancestors, head, _ANCESTORS)
         committed = await run(
             self.deps.pools.commit,
             self.deps.checkpointer.commit,
@@ -272,15 +277,6 @@ class Captures(SandboxState):
             **fields,
         )
         await run(self.deps.pools.commit, self.baseline.fold)
-
-    def _ancestors(self) -> list[CheckpointId]:
-        found: list[CheckpointId] = []
-        at = self.record.head_checkpoint_id
-        while at is not None and len(found) < 64:
-            found.append(at)
-            checkpoint = self.deps.journal.checkpoint(at)
-            at = checkpoint.parent_id if checkpoint is not None else None
-        return found
 
     def _draft(
         self,

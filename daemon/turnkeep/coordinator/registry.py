@@ -390,10 +390,7 @@ class Registry:
 
     def counts(self, sandbox_id: SandboxId) -> Mapping[str, int]:
         """Return the numbers of a sandbox's turns by outcome."""
-        counts = {"total": 0, "durable": 0, "skipped": 0, "failed": 0}
-        names = {TurnState.DURABLE: "durable", TurnState.SKIPPED: "skipped", TurnState.FAILED: "failed"}
-        for turn in self.deps.journal.turns(sandbox_id):
-            counts["total"] += 1
-            if turn.state in names:
-                counts[names[turn.state]] += 1
-        return counts
+        found = self.deps.journal.turn_counts(sandbox_id)
+        outcomes = (TurnState.DURABLE, TurnState.SKIPPED, TurnState.FAILED)
+        by_outcome = {state.value.lower(): found.get(state, 0) for state in outcomes}
+        return {"total": sum(found.values()), **by_outcome}

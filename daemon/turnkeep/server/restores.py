@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from turnkeep.api.v1 import turnkeep_pb2 as pb
@@ -172,13 +172,16 @@ class RestoreCalls:
     async def _sandbox(self, sandbox: SandboxCoordinator) -> pb.Sandbox:
         journal = self._deps.journal
         record = sandbox.record
-        counts = await run(self._deps.pools.journal, self._registry.counts, record.id)
-        checkpoints = await run(self._deps.pools.journal, journal.checkpoints, record.id)
+
+        def figures() -> tuple[Mapping[str, int], int]:
+            return self._registry.counts(record.id), journal.stored_bytes(record.id)
+
+        counts, stored_bytes = await run(self._deps.pools.journal, figures)
         open_turn = sandbox.open_turn
         return convert.sandbox_message(
             record,
             counts,
-            sum(each.stored_bytes for each in checkpoints),
+            stored_bytes,
             open_turn.number if open_turn is not None else 0,
         )
 

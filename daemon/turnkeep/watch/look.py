@@ -12,7 +12,7 @@ from turnkeep_store.errors import UnsafePath
 from turnkeep.watch.scan import status_of, too_many, walk
 from turnkeep.watch.table import WHITEOUT, Sight, Status, folder_of, is_folder, is_linked
 
-_INODE, _LINKS = 1, 8
+_INODE = 1
 
 
 def look_again(
@@ -20,6 +20,7 @@ def look_again(
     known: Sight,
     touched: Iterable[bytes],
     deep: Collection[bytes] = (),
+    inodes: Iterable[int] = (),
     *,
     overlay: bool,
     exclude: Collection[bytes] = (),
@@ -27,9 +28,9 @@ def look_again(
 ) -> dict[bytes, Status | None]:
     """Return the status now of paths that may have changed; None for those that are gone.
 
-    If nothing but `touched`, and what lies beneath `deep`, has changed since
-    `known`, then `known` with this is what a scan would find now. Looked at are
-    these paths, the folders they lie in (whose times change with their names),
+    If nothing but `touched`, what lies beneath `deep`, and files known by
+    `inodes` has changed since `known`, then `known` with this is what a scan
+    would find now. Looked at are these paths, the folders they lie in (whose times change with their names),
     all beneath what became a folder, or another one, or ceased to be one, and
     every other name of an inode among them.
 
@@ -39,6 +40,8 @@ def look_again(
     work = _Work(root_fd, known, frozenset(deep), overlay=overlay, exclude=exclude, max_paths=max_paths)
     try:
         paths = set(touched)
+        for inode in inodes:
+            paths |= known.names(inode)
         paths |= {folder_of(path) for path in paths}
         work.look(sorted(paths))
         work.look_at_other_names()
@@ -66,8 +69,7 @@ class _Work:
         self._exclude = exclude
         self._max_paths = max_paths
         self._folder: tuple[bytes, int] | None = None
-        self._names: dict[int, set[bytes]] = {}
-        self._new_inodes: set[int] = set()
+        self._linked: set[int] = set()
 
     def close(self) -> None:
         """Close the folder that is open."""
@@ -94,30 +96,17 @@ class _Work:
             raise too_many(self._max_paths)
 
     def look_at_other_names(self) -> None:
-        """Look at the further names of every inode met so far, known or not."""
-        while self._new_inodes:
-            inodes, self._new_inodes = self._new_inodes, set()
-            others = {name for inode in inodes for name in self._known.names(inode)}
+        """Look at the further names of every inode met so far that has several, or had."""
+        while self._linked:
+            linked, self._linked = self._linked, set()
+            others = {name for inode in linked for name in self._known.names(inode)}
             self.look(sorted(others - self.found.keys()))
-            lacking = {inode for inode in inodes if self._has_more_names(inode)}
-            if lacking:
-                # One that had a single name until now is not found by its inode.
-                named = {path for path, status in self._known.items() if status[_INODE] in lacking}
-                self.look(sorted(named - self.found.keys()))
-
-    def _has_more_names(self, inode: int) -> bool:
-        names = self._names.get(inode)
-        status = self.found[next(iter(names))] if names else None
-        return names is not None and status is not None and status[_LINKS] > len(names)
 
     def _note(self, path: bytes, status: Status | None) -> None:
         self.found[path] = status
-        before = self._known.get(path)
-        if before is not None and is_linked(before):
-            self._new_inodes.add(before[_INODE])
-        if status is not None and is_linked(status):
-            self._new_inodes.add(status[_INODE])
-            self._names.setdefault(status[_INODE], set()).add(path)
+        for each in (status, self._known.get(path)):
+            if each is not None and is_linked(each):
+                self._linked.add(each[_INODE])
 
     def _walk(self, path: bytes) -> None:
         files: dict[bytes, Status] = {}

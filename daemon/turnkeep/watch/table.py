@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
 
 from turnkeep.errors import InternalError
-
-K = TypeVar("K")
 
 Status = tuple[int, int, int, int, int, int, int, int, int]
 """(mode, inode, ctime_ns, mtime_ns, size, uid, gid, rdev, links)."""
@@ -37,37 +34,55 @@ def is_linked(status: Status) -> bool:
     return status[_LINKS] > 1 and not stat.S_ISDIR(status[0])
 
 
+def has_inode(status: Status) -> bool:
+    """Whether its inode number is of a file of its own: not of a folder, a whiteout, or nothing."""
+    return not stat.S_ISDIR(status[0]) and status[_INODE] > 0
+
+
 def folder_of(path: bytes) -> bytes:
     """Return the folder that a path lies in; the root is empty, and lies in itself."""
     return path.rpartition(b"/")[0]
 
 
 class _Index:
-    """Which paths lie in a folder, and which are names of one inode."""
+    """Which paths lie in a folder, and which are names of one inode.
+
+    Most inodes have one name: that is kept as it is, without a set around it.
+    """
 
     __slots__ = ("inside", "names")
 
     def __init__(self) -> None:
         self.inside: dict[bytes, set[bytes]] = {}
-        self.names: dict[int, set[bytes]] = {}
+        self.names: dict[int, bytes | set[bytes]] = {}
 
     def add(self, path: bytes, status: Status | None) -> None:
         self.inside.setdefault(folder_of(path), set()).add(path)
-        if status is not None and is_linked(status):
-            self.names.setdefault(status[_INODE], set()).add(path)
+        if status is None or not has_inode(status):
+            return
+        names = self.names.setdefault(status[_INODE], path)
+        if isinstance(names, set):
+            names.add(path)
+        elif names != path:
+            self.names[status[_INODE]] = {names, path}
 
     def remove(self, path: bytes, status: Status) -> None:
-        _discard(self.inside, folder_of(path), path)
-        if is_linked(status):
-            _discard(self.names, status[_INODE], path)
+        folder = folder_of(path)
+        inside = self.inside[folder]
+        inside.discard(path)
+        if not inside:
+            del self.inside[folder]
+        if not has_inode(status):
+            return
+        names = self.names.get(status[_INODE])
+        if isinstance(names, set):
+            names.discard(path)
+        if names == path or not names:
+            self.names.pop(status[_INODE], None)
 
-
-def _discard(groups: dict[K, set[bytes]], key: K, path: bytes) -> None:
-    group = groups.get(key)
-    if group is not None:
-        group.discard(path)
-        if not group:
-            del groups[key]
+    def names_of(self, inode: int) -> set[bytes]:
+        names = self.names.get(inode, ())
+        return {names} if isinstance(names, bytes) else set(names)
 
 
 class Table:
@@ -99,9 +114,9 @@ class Table:
         """Return the paths directly in a folder."""
         return self._index.inside.get(folder, ())
 
-    def names(self, inode: int) -> Iterable[bytes]:
-        """Return the names of an inode whose status says that it has several."""
-        return self._index.names.get(inode, ())
+    def names(self, inode: int) -> set[bytes]:
+        """Return the names of a file by its inode."""
+        return self._index.names_of(inode)
 
     def change(self, changes: Iterable[tuple[bytes, Status | None]]) -> None:
         """Set the status of paths; None takes a path away."""
@@ -170,9 +185,9 @@ class Sight:
                 pending.append(path)
 
     def names(self, inode: int) -> set[bytes]:
-        """Return the names of an inode whose status says that it has several."""
+        """Return the names of a file by its inode."""
         kept = {path for path in self._base().names(inode) if path not in self._changes}
-        return kept | self._changed().names.get(inode, set())
+        return kept | self._changed().names_of(inode)
 
     def first_name(self, path: bytes) -> bytes | None:
         """Return the first name of a path's inode, if it has several beneath the root; else None."""

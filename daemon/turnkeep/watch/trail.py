@@ -22,13 +22,14 @@ class Trail:
     """The paths of a folder touched since a state of it was recorded.
 
     `number` is that of the last collection that it took in, 0 if none is known.
-    `deep` are folders beneath which everything may have changed. Both may name
-    more than was touched, never less.
+    `deep` are folders beneath which everything may have changed, `inodes` those
+    of files that did. They may name more than was touched, never less.
     """
 
     number: int = 0
     paths: set[bytes] = field(default_factory=set)
     deep: set[bytes] = field(default_factory=set)
+    inodes: set[int] = field(default_factory=set)
 
     def follow(self, collected: Collected | None) -> bool:
         """Take in the next collection; return whether the trail is without a gap.
@@ -45,11 +46,17 @@ class Trail:
             self.number = 0
             self.paths.clear()
             self.deep.clear()
+            self.inodes.clear()
             return False
         self.number = collected.number
         self.paths |= collected.touched.paths
         self.deep |= collected.touched.deep
+        self.inodes |= collected.touched.inodes
         return True
+
+    def copy(self) -> Trail:
+        """Return one that goes on by itself."""
+        return Trail(self.number, set(self.paths), set(self.deep), set(self.inodes))
 
 
 class TrackedFolders:

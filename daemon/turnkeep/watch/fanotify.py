@@ -1,0 +1,154 @@
+"""fanotify(7): what happens on a file system, by the handle of a folder and a name.
+
+Groups are made in the mode FAN_REPORT_DFID_NAME_TARGET (Linux 5.17), so that
+events name the file's inode as well: an overlay writes through one name of an
+inode, which need not be one that is still there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from dataclasses import dataclass
+
+MODIFY, ATTRIB, CLOSE_WRITE = 0x2, 0x4, 0x8
+MOVED_FROM, MOVED_TO, CREATE, DELETE = 0x40, 0x80, 0x100, 0x200
+ON_FOLDER, OVERFLOW = 0x4000_0000, 0x4000
+MOVED = MOVED_FROM | MOVED_TO
+
+_CLOEXEC, _NONBLOCK = 0x1, 0x2
+_REPORT_FID, _REPORT_DIR_FID, _REPORT_NAME, _REPORT_TARGET_FID = 0x200, 0x400, 0x800, 0x1000
+_MARK_ADD, _MARK_FILESYSTEM = 0x1, 0x100
+_WATCHED = MODIFY | ATTRIB | CLOSE_WRITE | MOVED | CREATE | DELETE | ON_FOLDER
+
+_EVENT = struct.Struct("=IBBHQii")
+_INFO = struct.Struct("=BBH")
+_FILE_ID, _FOLDER_NAME = 1, 2
+_FSID_BYTES = 8
+_HANDLE = struct.Struct("=Ii")
+_VERSION = 3
+
+_MAX_HANDLE_BYTES = 128
+_AT_EMPTY_PATH = 0x1000
+_INO32_GEN, _INO64_GEN = 1, 0x81
+"""Kinds of handles that begin with the inode's number (include/linux/exportfs.h): ext4 | xfs."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fanotify_mark.argtypes = (
+    ctypes.c_int,
+    ctypes.c_uint,
+    ctypes.c_uint64,
+    ctypes.c_int,
+    ctypes.c_char_p,
+)
+_libc.fanotify_init.argtypes = (ctypes.c_uint, ctypes.c_uint)
+_libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+_libc.name_to_handle_at.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.POINTER(ctypes.c_int),
+    ctypes.c_int,
+)
+
+Handle = bytes
+"""A file handle as open_by_handle_at(2) takes it: length, kind, and what only the file system reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened at a name in a folder; `file` is the handle of what has, or had, the name."""
+
+    mask: int
+    folder: Handle
+    name: bytes
+    file: Handle
+
+
+def open_group() -> int:
+    """Return the descriptor of a new group: non-blocking, its queue bounded by the kernel.
+
+    Raises:
+        OSError: this is not root, or the kernel is older than Linux 5.17.
+    """
+    reported = _REPORT_FID | _REPORT_DIR_FID | _REPORT_NAME | _REPORT_TARGET_FID
+    flags = _CLOEXEC | _NONBLOCK | reported
+    return _checked(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def mark_file_system(group: int, folder_fd: int) -> None:
+    """Have everything that changes on the file system of a folder reported.
+
+    Raises:
+        OSError: the file system cannot, or there are too many marks.
+    """
+    _checked(_libc.fanotify_mark(group, _MARK_ADD | _MARK_FILESYSTEM, _WATCHED, folder_fd, b"."))
+
+
+def parse(data: bytes) -> list[Event]:
+    """Return the events that were read from a group.
+
+    An event without a folder (an overflow, one of an inode that lost its name)
+    has an empty one.
+    """
+    events = []
+    position, end = 0, len(data)
+    while position < end:
+        length, version, _, header, mask, _, _ = _EVENT.unpack_from(data, position)
+        if version != _VERSION:
+            raise OSError(0, f"fanotify: events of version {version} are not known")
+        folder = name = file = b""
+        at, limit = position + header, position + length
+        while at < limit:
+            kind, _, size = _INFO.unpack_from(data, at)
+            handle_at = at + _INFO.size + _FSID_BYTES
+            handle_end = handle_at + _HANDLE.size + _HANDLE.unpack_from(data, handle_at)[0]
+            if kind == _FOLDER_NAME:
+                folder = data[handle_at:handle_end]
+                name = data[handle_end : data.index(b"\0", handle_end)]
+            elif kind == _FILE_ID:
+                file = data[handle_at:handle_end]
+            at += size
+        events.append(Event(mask, folder, name, file))
+        position += length
+    return events
+
+
+def handle_of(fd: int) -> Handle:
+    """Return the handle of an open file.
+
+    Raises:
+        OSError: its file system has none.
+    """
+    buffer = ctypes.create_string_buffer(_HANDLE.size + _MAX_HANDLE_BYTES)
+    _HANDLE.pack_into(buffer, 0, _MAX_HANDLE_BYTES, 0)
+    mount = ctypes.c_int()
+    _checked(_libc.name_to_handle_at(fd, b"", buffer, ctypes.byref(mount), _AT_EMPTY_PATH))
+    return buffer.raw[: _HANDLE.size + _HANDLE.unpack_from(buffer, 0)[0]]
+
+
+def open_handle(mount_fd: int, handle: Handle) -> int:
+    """Return a descriptor (O_PATH) of what a handle stands for.
+
+    Raises:
+        OSError: ESTALE if it is gone.
+    """
+    return _checked(_libc.open_by_handle_at(mount_fd, handle, os.O_PATH | os.O_CLOEXEC))
+
+
+def inode_of(handle: Handle) -> int | None:
+    """Return the inode number that a handle begins with; None where that cannot be told from it."""
+    length, kind = _HANDLE.unpack_from(handle)
+    if kind == _INO32_GEN and length == 8:
+        return int.from_bytes(handle[8:12], "little")
+    if kind == _INO64_GEN and length == 12:
+        return int.from_bytes(handle[8:16], "little")
+    return None
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
