@@ -92,7 +92,7 @@ def archive(
     start = source.read_directory(parent) if parent is not None else Directory()
     # Folders are entered in pre-order and written in reverse, so that children
     # come before their parent without recursion.
-    order: list[tuple[_Node, Directory]] = [(root, Directory(dict(start.entries)))]
+    order: list[tuple[_Node, Directory]] = [(root, start.copy())]
     position = 0
     while position < len(order):
         node, directory = order[position]
@@ -129,7 +129,7 @@ def _below(source: TreeSource, entry: Entry | None, node: _Node) -> Directory:
     replaced = isinstance(node.change, Upsert) and not node.change.entry.is_directory
     if replaced or entry is None or entry.subtree is None:
         return Directory()
-    return Directory(dict(source.read_directory(entry.subtree).entries))
+    return source.read_directory(entry.subtree).copy()
 
 
 def _apply(

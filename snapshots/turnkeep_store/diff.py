@@ -8,7 +8,7 @@ from typing import Protocol
 
 from turnkeep_store.errors import LimitExceeded
 from turnkeep_store.ids import TreeId
-from turnkeep_store.tree import Directory, Entry
+from turnkeep_store.tree import Directory, Entries, Entry
 
 MAX_DEPTH = 20_000
 
@@ -80,12 +80,10 @@ def walk(source: Directories, tree: TreeId) -> Iterator[tuple[bytes, Entry]]:
 
 def _pairs(source: Directories, a: TreeId | None, b: TreeId | None) -> Iterator[Pair]:
     """Yield the entries of two directories side by side, where they are not equal."""
-    before = source.read_directory(a).entries if a is not None else {}
-    after = source.read_directory(b).entries if b is not None else {}
-    for name in sorted(before.keys() | after.keys()):
-        pair = before.get(name), after.get(name)
-        if pair[0] != pair[1]:
-            yield pair
+    before = source.read_directory(a).entries if a is not None else Entries()
+    after = source.read_directory(b).entries if b is not None else Entries()
+    for name in before.differing(after):
+        yield before.get(name), after.get(name)
 
 
 def _attributes(entry: Entry) -> tuple[object, ...]:

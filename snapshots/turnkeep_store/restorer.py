@@ -29,7 +29,7 @@ from turnkeep_store.nodes import (
     set_attributes,
     write_segments,
 )
-from turnkeep_store.tree import Directory, Entry, NodeType
+from turnkeep_store.tree import Directory, Entries, Entry, NodeType
 
 
 class Source(Protocol):
@@ -201,7 +201,9 @@ class _Difference:
                 create_node(parent, name, want)
             self.written.paths += 1
             self._folders[path] = want
-            inside = self._source.read_directory(entry.subtree).entries if entry and entry.subtree else {}
+            inside = (
+                self._source.read_directory(entry.subtree).entries if entry and entry.subtree else Entries()
+            )
             names = set(inside) | set(self._image.names(path) if self._image is not None else ())
             pending.extend((path + b"/" + name, inside.get(name)) for name in names)
 

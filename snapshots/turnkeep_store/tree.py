@@ -14,8 +14,8 @@ restore, say) leave different ones. `docs/format.md` has the byte layout.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,6 +24,9 @@ from blake3 import blake3
 
 from turnkeep_store.errors import Damaged, LimitExceeded
 from turnkeep_store.ids import ID_BYTES, BlobId, Digest, TreeId
+
+_COLUMNS = 13
+_TYPE, _MTIME, _SUBTREE = 1, 5, 11
 
 MAX_DIRECTORY_BYTES = 256 * 1024 * 1024
 MAX_NAME_BYTES = 255
@@ -98,30 +101,116 @@ class Entry:
         """Whether both describe one state in normal form (names not compared)."""
         if other is None:
             return False
-        return _normal_form(self)[1:] == _normal_form(other)[1:]
+        return _normal_row(_to_list(self))[1:] == _normal_row(_to_list(other))[1:]
 
 
-@dataclass(frozen=True, slots=True)
+class Entries(MutableMapping[bytes, Entry]):
+    """Entries by name, as rows of the encoding: an entry is made of one only when it is asked for.
+
+    Most of a large directory is only passed on from one tree to the next.
+    """
+
+    __slots__ = ("_known", "_rows")
+
+    def __init__(self, entries: Mapping[bytes, Entry] | None = None) -> None:
+        self._rows: dict[bytes, list[Any]] = {}
+        self._known: dict[bytes, Entry] = {}
+        for name, entry in (entries or {}).items():
+            self[name] = entry
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[list[Any]]) -> Entries:
+        """Take rows as they were decoded; raises ValueError, TypeError, Damaged where one is none."""
+        made = cls()
+        for row in rows:
+            if len(row) != _COLUMNS:
+                raise ValueError(f"an entry of {len(row)} columns")
+            made._rows[check_name(row[0])] = row
+        return made
+
+    def __getitem__(self, name: bytes) -> Entry:
+        """Return an entry. Raises KeyError, and Damaged if it is none that can be written."""
+        known = self._known.get(name)
+        if known is None:
+            row = self._rows[name]
+            try:
+                known = self._known[name] = _from_list(row)
+            except (ValueError, TypeError) as error:
+                raise Damaged(f"entry {name!r} does not decode: {error}") from error
+        return known
+
+    def __setitem__(self, name: bytes, entry: Entry) -> None:
+        self._rows[name] = _to_list(entry)
+        self._known[name] = entry
+
+    def __delitem__(self, name: bytes) -> None:
+        del self._rows[name]
+        self._known.pop(name, None)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Entries):
+            return self._rows == other._rows
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def copy(self) -> Entries:
+        """Return entries that can be changed by themselves."""
+        made = Entries()
+        made._rows, made._known = dict(self._rows), dict(self._known)
+        return made
+
+    def rows(self) -> list[list[Any]]:
+        """Return the rows in the order of their names' bytes. Do not change them."""
+        return [self._rows[name] for name in sorted(self._rows)]
+
+    def differing(self, other: Entries) -> list[bytes]:
+        """Return the names that only one of the two has, or that differ, in order."""
+        mine, its = self._rows, other._rows
+        return sorted(name for name in mine.keys() | its.keys() if mine.get(name) != its.get(name))
+
+
 class Directory:
     """The entries of one directory, by name."""
 
-    entries: dict[bytes, Entry] = field(default_factory=dict)
+    __slots__ = ("entries",)
+
+    def __init__(self, entries: Mapping[bytes, Entry] | None = None) -> None:
+        self.entries = entries if isinstance(entries, Entries) else Entries(entries)
 
     def __iter__(self) -> Iterator[Entry]:
         """Yield the entries in the order of their names' bytes."""
-        return iter(sorted(self.entries.values(), key=lambda entry: entry.name))
+        return (self.entries[name] for name in sorted(self.entries))
+
+    def __eq__(self, other: object) -> bool:
+        return self.entries == other.entries if isinstance(other, Directory) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def copy(self) -> Directory:
+        """Return one that can be changed by itself."""
+        return Directory(self.entries.copy())
 
     def encode(self) -> bytes:
         """Return the bytes that are stored. Equal directories give equal bytes."""
-        return _pack([_to_list(entry) for entry in self])
+        return _pack(self.entries.rows())
 
     def digest(self) -> Digest:
         """Return the hash of the normal form."""
-        return Digest(blake3(_pack([_normal_form(entry) for entry in self])).digest())
+        return Digest(blake3(_pack([_normal_row(row) for row in self.entries.rows()])).digest())
 
     @classmethod
     def decode(cls, data: bytes) -> Directory:
-        """Read stored bytes.
+        """Read stored bytes. What an entry holds besides its name is looked at when it is asked for.
 
         Raises:
             Damaged: the bytes are not an encoded directory.
@@ -131,13 +220,12 @@ class Directory:
             raise LimitExceeded(f"directory of {len(data)} bytes: the limit is {MAX_DIRECTORY_BYTES}")
         try:
             rows = msgpack.unpackb(data, raw=True, use_list=True, strict_map_key=True)
-            entries = [_from_list(row) for row in rows]
+            entries = Entries.of_rows(rows)
         except (ValueError, TypeError, IndexError, msgpack.exceptions.UnpackException) as error:
             raise Damaged(f"directory of {len(data)} bytes does not decode: {error}") from error
-        names = [entry.name for entry in entries]
-        if any(a >= b for a, b in pairwise(names)):
+        if len(entries) != len(rows) or any(a >= b for a, b in pairwise(entries)):
             raise Damaged("directory's names are not in order")
-        return cls({entry.name: entry for entry in entries})
+        return cls(entries)
 
 
 def encode_extents(extents: Iterable[Extent]) -> bytes:
@@ -204,12 +292,11 @@ def _to_list(entry: Entry) -> list[Any]:
     ]
 
 
-def _normal_form(entry: Entry) -> list[Any]:
-    row = _to_list(entry)
-    if entry.is_directory:
-        row[5] = 0
-        row[11] = None
-    return row
+def _normal_row(row: list[Any]) -> list[Any]:
+    """Return a row without what does not count: a directory's time and the id of what is beneath."""
+    if row[_TYPE] != NodeType.DIRECTORY:
+        return row
+    return [*row[:_MTIME], 0, *row[_MTIME + 1 : _SUBTREE], None, *row[_SUBTREE + 1 :]]
 
 
 def _extent(row: Any) -> Extent:
