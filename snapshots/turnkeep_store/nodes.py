@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from turnkeep_store.errors import LimitExceeded, RestoreMismatch, UnsafePath
 from turnkeep_store.tree import Entry, NodeType
@@ -142,6 +142,29 @@ def write_segments(fd: int, segments: Iterable[tuple[int, bytes]], size: int) ->
     written = 0
     for offset, data in segments:
         written += _write_sparse(fd, offset, memoryview(data))
+    os.ftruncate(fd, size)
+    return written
+
+
+def is_solid(segments: Sequence[tuple[int, bytes]], size: int) -> bool:
+    """Whether pieces make up a whole file, without a page of zeros that would be left out as a hole."""
+    end = 0
+    for offset, data in segments:
+        if offset != end or _ZERO_PAGE in data:
+            return False
+        end += len(data)
+    return end == size
+
+
+def overwrite(fd: int, segments: Iterable[tuple[int, bytes]], size: int) -> int:
+    """Write the pieces of a solid file over whatever an open file holds; return the bytes written.
+
+    Cutting it to nothing first would have ext4 write it back at once, for fear of
+    a crash before the new content is there (its option auto_da_alloc).
+    """
+    written = 0
+    for offset, data in segments:
+        written += _pwrite(fd, memoryview(data), offset)
     os.ftruncate(fd, size)
     return written
 

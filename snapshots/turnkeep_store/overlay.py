@@ -33,13 +33,16 @@ class RawChange:
     """A path of the upper layer as it is now; `entry` is None if it is gone.
 
     `linked` says that other names share the inode, so that equality with the
-    image's file does not mean equal state.
+    image's file does not mean equal state. `same_folder` says that it is the
+    folder that it was, as opaque as it was: each child that came or went since
+    the parent tree is a change of its own.
     """
 
     path: bytes
     entry: Entry | None
     segments: Segments | None = None
     linked: bool = False
+    same_folder: bool = False
 
 
 class UpperView(Protocol):
@@ -72,7 +75,7 @@ def normalise(
         # What a folder's reconciliation said of a child gives way to the child's
         # own change, whichever comes first.
         out[raw.path] = change
-        if raw.entry is not None and raw.entry.is_directory:
+        if raw.entry is not None and raw.entry.is_directory and not raw.same_folder:
             for extra in _reconcile(raw.path, upper, image, source, parent):
                 out.setdefault(extra.path, extra)
     for path in [change.path for change in out.values() if isinstance(change, Upsert)]:

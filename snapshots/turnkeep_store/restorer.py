@@ -24,12 +24,17 @@ from turnkeep_store.layers import LayerView
 from turnkeep_store.nodes import (
     create_node,
     entry_of,
+    is_solid,
+    overwrite,
     read_segments,
     remove_tree,
     set_attributes,
     write_segments,
 )
 from turnkeep_store.tree import Directory, Entries, Entry, NodeType
+
+_OVERWRITE_BYTES = 1024 * 1024
+"""Content up to this size is read before the file it goes to is opened."""
 
 
 class Source(Protocol):
@@ -233,10 +238,15 @@ class _Difference:
     def _write(
         self, parent: int, name: bytes, path: bytes, want: Entry, *, in_place: bool, from_image: bool
     ) -> None:
-        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        segments: Iterable[tuple[int, bytes]] = self._content(path, want, from_image)
+        solid = False
+        if in_place and want.size <= _OVERWRITE_BYTES:
+            segments = tuple(segments)
+            solid = is_solid(segments, want.size)
         if in_place:
             try:
-                fd = os.open(name, flags | os.O_TRUNC | os.O_NONBLOCK, dir_fd=parent)
+                fd = os.open(name, flags if solid else flags | os.O_TRUNC, dir_fd=parent)
             except OSError as error:
                 if error.errno != errno.ETXTBSY:
                     raise
@@ -245,7 +255,7 @@ class _Difference:
         if not in_place:
             fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=parent)
         try:
-            self.written.bytes += write_segments(fd, self._content(path, want, from_image), want.size)
+            self.written.bytes += (overwrite if solid else write_segments)(fd, segments, want.size)
         finally:
             os.close(fd)
 

@@ -38,7 +38,7 @@ from turnkeep.checkpointer.inspection import (
 from turnkeep.checkpointer.view import Baseline, ContainerView, PlaceBaseline
 from turnkeep.config import Classify, Limits
 from turnkeep.errors import CaptureFailed
-from turnkeep.model import Decision, Fidelity, ProcessImage, TurnClass, TurnNumber
+from turnkeep.model import Decision, Fidelity, MountKind, ProcessImage, TurnClass, TurnNumber
 from turnkeep.paths import display
 from turnkeep.process.dumping import Dump
 from turnkeep.process.engine import Processes
@@ -280,10 +280,7 @@ class Checkpointer:
             )
         finally:
             inspection.drop()
-        places = {
-            reading.place.slot: baseline_after(reading, baseline.place(reading.place.slot))
-            for reading in capture.readings
-        }
+        places = _baselines(capture.readings, baseline)
         after = Baseline(tree.tree, None, places, capture.processes, kept.image, kept.prints)
         return Committed(snapshot, after, changed_files, changed_bytes, stored)
 
@@ -318,22 +315,38 @@ class Checkpointer:
             ]
         return self._state(look, known)
 
-    def after_writing(self, look: Look, state: State, touched: Mapping[bytes, Trail]) -> State:
-        """Return what is there after `touched` paths were written inside the freeze of `look`.
+    def known_state(self, view: ContainerView, baseline: Baseline) -> State | None:
+        """Return what is there, inside a freeze in which an inspection found the baseline to be exact.
 
-        They are read again; the sandbox stood still, which vouches for the rest.
+        None where that can be told only by looking again: a folder of the host
+        does not stand still with the container.
+        """
+        places = view.covered()
+        exact = all(
+            place.slot in baseline.places and place.mount.kind is not MountKind.BIND for place in places
+        )
+        if baseline.tree is None or not exact:
+            return None
+        source = HashOnlySink(self._repository)
+        return State(baseline.tree, self._digest(baseline.tree), source, baseline)
+
+    def after_writing(self, view: ContainerView, state: State, touched: Mapping[bytes, Trail]) -> State:
+        """Return what is there after `touched` was written in a freeze in which `state` was there.
+
+        It is read again; that the sandbox stood still vouches for the rest.
         """
         sink = HashOnlySink(state.source)
-        reader = self._reader(look.view, CopyAhead(sink, self._limits.arena_bytes))
+        reader = self._reader(view, CopyAhead(sink, self._limits.arena_bytes))
+        reader.look_for_mappings()
         readings = [
-            reader.read_touched(
-                reading,
-                state.baseline.place(reading.place.slot),
-                touched.get(reading.place.slot, Trail()),
-            )
-            for reading in look.readings
+            reader.read_touched(place, state.baseline.place(place.slot), touched.get(place.slot, Trail()))
+            for place in view.covered()
+            if place.slot in touched or place.mount.kind is MountKind.BIND
         ]
-        return self._state(Look(look.view, sink, reader, readings, look.processes), state.baseline)
+        before = state.source.read_directory(state.tree)
+        tree = self._archive(sink, sink, readings, state.baseline, view, before.copy())
+        places = {**state.baseline.places, **_baselines(readings, state.baseline)}
+        return State(tree.tree, tree.digest, sink, Baseline(tree.tree, None, places))
 
     def _reader(self, view: ContainerView, ahead: CopyAhead) -> Reader:
         return Reader(view, self._limits, ahead, self.host_folders, self.tracked)
@@ -348,10 +361,7 @@ class Checkpointer:
 
     def _state(self, look: Look, baseline: Baseline) -> State:
         tree = self._archive(look.sink, look.sink, look.readings, baseline, look.view)
-        places = {
-            reading.place.slot: baseline_after(reading, baseline.place(reading.place.slot))
-            for reading in look.readings
-        }
+        places = _baselines(look.readings, baseline)
         return State(tree.tree, tree.digest, look.sink, Baseline(tree.tree, None, places))
 
     def _still(
@@ -526,10 +536,11 @@ class Checkpointer:
         readings: list[PlaceReading],
         baseline: Baseline,
         view: ContainerView,
+        others: Directory | None = None,
     ) -> Tree:
-        """Return the tree of a whole sandbox from the readings of its places."""
+        """Return the tree of a whole sandbox from readings of its places; `others` holds those not read."""
         old = source.read_directory(baseline.tree) if baseline.tree is not None else Directory()
-        top = Directory()
+        top = others or Directory()
         for reading in readings:
             # A place that was never scanned may have lost paths that nothing now
             # speaks of: its tree is built from what is there alone.
@@ -566,3 +577,11 @@ class Checkpointer:
             assert old.digest is not None
             built = Archived(parent, old.digest)
         return replace(reading.root, subtree=built.tree, digest=built.digest)
+
+
+def _baselines(readings: Iterable[PlaceReading], baseline: Baseline) -> dict[bytes, PlaceBaseline]:
+    """Return the baselines of the places that were read, by their slots."""
+    return {
+        reading.place.slot: baseline_after(reading, baseline.place(reading.place.slot))
+        for reading in readings
+    }

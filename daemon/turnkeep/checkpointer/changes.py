@@ -9,7 +9,7 @@ from turnkeep_store.archiver import Change, Remove, TreeSource, Upsert, same_att
 from turnkeep_store.diff import Delta
 from turnkeep_store.ids import TreeId
 from turnkeep_store.layers import LayerView
-from turnkeep_store.overlay import normalise, tree_folder
+from turnkeep_store.overlay import RawChange, normalise, tree_folder
 from turnkeep_store.tree import Entry, NodeType
 
 from turnkeep.checkpointer.inspection import PlaceReading, opaque_now
@@ -25,7 +25,7 @@ def changes(
     source: TreeSource,
     parent: TreeId | None,
 ) -> list[Change]:
-    raw = reading.changes()
+    raw = [_compared(change, reading, baseline) for change in reading.changes()]
     if image is not None:
         upper = _Upper(reading, baseline, image, source, parent)
         return normalise(raw, upper, image, source, parent)
@@ -33,6 +33,22 @@ def changes(
         Remove(change.path) if change.entry is None else Upsert(change.path, change.entry, change.segments)
         for change in raw
     ]
+
+
+def _compared(change: RawChange, reading: PlaceReading, baseline: PlaceBaseline) -> RawChange:
+    """Say of a folder whether it is the one that it was at the baseline."""
+    if change.entry is None or not change.entry.is_directory:
+        return change
+    before, now = baseline.sight.get(change.path), reading.sight.get(change.path)
+    read = reading.reads.get(change.path)
+    same = (
+        before is not None
+        and now is not None
+        and read is not None
+        and before[:2] == now[:2]
+        and read.opaque == (change.path in baseline.opaque)
+    )
+    return replace(change, same_folder=same)
 
 
 class _Upper:

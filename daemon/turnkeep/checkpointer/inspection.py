@@ -155,24 +155,21 @@ class Reader:
         finally:
             os.close(fd)
 
-    def read_touched(self, earlier: PlaceReading, baseline: PlaceBaseline, touched: Trail) -> PlaceReading:
+    def read_touched(self, place: PlaceView, baseline: PlaceBaseline, touched: Trail) -> PlaceReading:
         """Read what changed, when only `touched` can have: inside a freeze, by us."""
         # A host folder does not stand still with the container.
-        if earlier.place.is_file or earlier.place.mount.kind is MountKind.BIND:
-            return self.read(earlier.place, baseline)
-        fd = earlier.place.open(self._view.init_pid)
+        if place.is_file or place.mount.kind is MountKind.BIND:
+            return self.read(place, baseline)
+        fd = place.open(self._view.init_pid)
         try:
-            place = earlier.place
-            found = self._look_at(place, fd, earlier.sight, touched)
+            started_ns = time.time_ns()
+            found = self._look_at(place, fd, baseline.sight, touched)
             root = entry_of(fd, place.slot, overlay=place.is_rootfs)
-            reading = PlaceReading(
-                place,
-                root,
-                earlier.sight.changed(found),
-                looked=frozenset(found),
-                trail=earlier.trail,
-                started_ns=time.time_ns(),
-            )
+            sight, looked = baseline.sight.changed(found), frozenset(found)
+            reading = PlaceReading(place, root, sight, looked=looked, started_ns=started_ns)
+            # What we wrote is reported as well, and looked at once more in the next turn.
+            reading.trail = baseline.trail.copy()
+            reading.mapped = self._inside(place, self._mappings)
             self._compare(reading, baseline.sight, baseline.sight, (), fd)
             return reading
         finally:

@@ -39,6 +39,7 @@ from turnkeep.restorer.plan import Choice, Progress, Restored, choose, no_progre
 from turnkeep.restorer.processes import Ready, bring_back, compare_whole, load_images, reap_dead
 from turnkeep.restorer.whole import NOT_OURS, RUNTIME, start_with
 from turnkeep.runtime.container import Container, open_container
+from turnkeep.runtime.freezer import Frozen
 from turnkeep.runtime.moves import quick_moves
 from turnkeep.runtime.places import Places, places_on_disk
 from turnkeep.watch.processes import Process, sample, stateful_test
@@ -147,28 +148,26 @@ class _Work:
 
     async def do(self, is_stateful: Callable[[Process], bool]) -> Restored:
         """Do it. If this raises, what was changed was put back as far as that is possible."""
-        sandbox, wish, live_way = self._sandbox, self._wish, self._choice.live
+        sandbox, wish = self._sandbox, self._wish
         pools = sandbox.deps.pools
         try:
-            async with self._standing_still():
+            restored = None
+            async with self._standing_still() as freeze:
                 await self._save()
                 await sandbox.record_event(
                     "restoring", self._choice.reason, changes=(put_intent(self.intent),)
                 )
-                if live_way:
+                if self._choice.live:
                     # What they did since the safety checkpoint is nothing: they never run again.
                     self.stopped = await run(pools.capture, stop_strays, self._container, is_stateful)
-            if live_way:
-                with quick_moves() if self._ready.trees else contextlib.nullcontext():
-                    await run(pools.capture, _see_them_gone, self._container, self.stopped)
-                    return await live(
-                        sandbox,
-                        self._container,
-                        wish.checkpoint,
-                        self._ready,
-                        full=bool(wish.full),
-                        progress=self._progress,
-                    )
+                    if not self.stopped:
+                        restored = await self._live(exact=not wish.skip_safety)
+            if restored is not None:
+                restored.freeze_ns = freeze.ns if freeze is not None else 0
+                return restored
+            if self._choice.live:
+                await run(pools.capture, _see_them_gone, self._container, self.stopped)
+                return await self._live(exact=False)
             replacement = None
             if wish.replace and self._ready.whole is not None:
                 replacement = await run(
@@ -186,15 +185,31 @@ class _Work:
             await self._give_up(error)
             raise
 
+    async def _live(self, *, exact: bool) -> Restored:
+        with quick_moves() if self._ready.trees else contextlib.nullcontext():
+            return await live(
+                self._sandbox,
+                self._container,
+                self._wish.checkpoint,
+                self._ready,
+                full=bool(self._wish.full),
+                progress=self._progress,
+                exact=exact,
+            )
+
     @contextlib.asynccontextmanager
-    async def _standing_still(self) -> AsyncIterator[None]:
-        """Keep the container frozen from the safety checkpoint until its processes are killed."""
+    async def _standing_still(self) -> AsyncIterator[Frozen | None]:
+        """Keep the container frozen from the safety checkpoint until its processes are killed.
+
+        Where there are none to kill, it stays so until its files are restored.
+        """
         pool = self._sandbox.deps.pools.capture
         with contextlib.ExitStack() as stack:
+            state: Frozen | None = None
             if self._choice.live:
                 freeze = self._container.frozen(RESTORE_FREEZE_S, hold=True)
-                await run(pool, stack.enter_context, freeze)
-            yield
+                state = await run(pool, stack.enter_context, freeze)
+            yield state
 
     async def _save(self) -> None:
         """Take the safety checkpoint, unless nothing changed or it is not wanted."""
@@ -339,8 +354,9 @@ async def live(
     *,
     full: bool,
     progress: Progress,
+    exact: bool = False,
 ) -> Restored:
-    """Restore a running container; the caller holds the sandbox."""
+    """Restore a running container; the caller holds the sandbox (see `restore_live`)."""
 
     def and_then() -> list[str]:
         return bring_back(ready, container, sandbox.deps.processes)
@@ -357,6 +373,7 @@ async def live(
         budget_s=RESTORE_FREEZE_S,
         progress=progress,
         and_then=and_then if ready.trees else None,
+        exact=exact,
     )
     sandbox.baseline = baseline
     await run(sandbox.deps.pools.capture, baseline.fold)

@@ -87,6 +87,7 @@ def restore_live(
     budget_s: float,
     progress: Progress,
     and_then: Callable[[], list[str]] | None = None,
+    exact: bool = False,
 ) -> tuple[Restored, Baseline]:
     """Bring a running container's files to a checkpoint, frozen meanwhile.
 
@@ -94,7 +95,8 @@ def restore_live(
     back the processes; what it returns is to be said of the restore.
 
     `baseline` is what is known of the present state; with None everything is
-    read first. Afterwards the digest of what is there equals the checkpoint's.
+    read first. It is `exact` if an inspection in the freeze that lasts found that
+    nothing else is there. Afterwards the digest of what is there equals the checkpoint's.
     If writing or `and_then` fails, the files are brought back to what they were.
 
     Raises:
@@ -103,9 +105,12 @@ def restore_live(
     """
     want = TreeId(bytes.fromhex(checkpoint.tree))
     progress("compare", 0, 0)
-    look = checkpointer.look(container, baseline)
+    before = checkpointer.known_state(container, baseline) if exact and baseline is not None else None
+    look = checkpointer.look(container, baseline) if before is None else None
     with container.frozen(budget_s, hold=True) as freeze:
-        before = checkpointer.confirm(look, baseline)
+        if look is not None:
+            before = checkpointer.confirm(look, baseline)
+        assert before is not None
         work = _Live(container, before.source)
         progress("write", 0, 0)
         try:
@@ -116,7 +121,7 @@ def restore_live(
         if full:
             after = checkpointer.current_state(container, None, before.source)
         else:
-            after = checkpointer.after_writing(look, before, work.touched)
+            after = checkpointer.after_writing(container, before, work.touched)
         check_digest(repository, checkpoint, after.digest.hex(), after.tree, after.source)
         if freeze is not None:
             freeze.check()
@@ -187,6 +192,7 @@ class _Live:
         # The root file system is written through the container's own merged
         # view: changes to the upper layer behind a live mount go unseen.
         fd = open_root(pid) if place.is_rootfs else place.open(pid)
+        self.touched[place.slot] = Trail()
         try:
             if place.is_file:
                 total.bytes += rewrite(fd, self._source, want)
