@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from turnkeep.coordinator.creation import START_FREEZE_S, Replacement
 from turnkeep.coordinator.deps import Deps, run
 from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.errors import ContainerNotRunning, SandboxGone, Unsupported
-from turnkeep.journal import Delete, Intent, put_intent
+from turnkeep.journal import Change, Delete, Intent, put_intent
 from turnkeep.model import (
     Checkpoint,
     CheckpointId,
@@ -58,6 +58,8 @@ class Wish:
     skip_safety: bool = False
     replace: bool = False
     full: bool | None = None
+    answers: Callable[[Outcome], Iterable[Change]] = lambda outcome: ()
+    """What is to be journaled together with the restore."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +108,7 @@ async def restore(sandbox: SandboxCoordinator, wish: Wish, progress: Progress) -
             restored = await work.do(is_stateful)
         finally:
             let_go(sandbox.deps, ready)
-        await finish(sandbox, wish.checkpoint, work.intent, _head_turn(wish))
-        return Outcome(
+        outcome = Outcome(
             mode="live" if choice.live else "cold",
             mode_reason=choice.reason,
             checkpoint=wish.checkpoint,
@@ -117,6 +118,8 @@ async def restore(sandbox: SandboxCoordinator, wish: Wish, progress: Progress) -
             notes=(*restored.notes, *_notes(wish)),
             turn=wish.turn.number if wish.turn is not None else wish.checkpoint.turn,
         )
+        await finish(sandbox, wish.checkpoint, work.intent, _head_turn(wish), wish.answers(outcome))
+        return outcome
 
 
 class _Work:
@@ -513,7 +516,13 @@ def _restart(
         raise
 
 
-async def finish(sandbox: SandboxCoordinator, checkpoint: Checkpoint, intent: Intent, head_turn: int) -> None:
+async def finish(
+    sandbox: SandboxCoordinator,
+    checkpoint: Checkpoint,
+    intent: Intent,
+    head_turn: int,
+    answers: Iterable[Change] = (),
+) -> None:
     """Journal a restore as done: the checkpoint is the head, later turns branch from it."""
     at = f"turn {head_turn}" if head_turn else f"checkpoint {checkpoint.id[:12]}"
     await sandbox.update(
@@ -526,7 +535,7 @@ async def finish(sandbox: SandboxCoordinator, checkpoint: Checkpoint, intent: In
             "note": "",
         },
         details={"checkpoint": checkpoint.id, "turn": head_turn},
-        changes=(Delete("intent", intent.id),),
+        changes=(Delete("intent", intent.id), *answers),
     )
 
 

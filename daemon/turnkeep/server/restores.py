@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -14,8 +15,8 @@ from turnkeep.coordinator.restore import Outcome, Wish
 from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.errors import InvalidRequest
 from turnkeep.harness_state import read_state
-from turnkeep.journal import put_answer
-from turnkeep.model import Checkpoint, Turn
+from turnkeep.journal import Change, put_answer
+from turnkeep.model import Checkpoint, CheckpointId, SandboxId, Turn
 from turnkeep.server import conversions as convert
 from turnkeep.server.progress import Tell, with_progress
 
@@ -41,7 +42,7 @@ class RestoreCalls:
             if isinstance(step, pb.Progress):
                 yield pb.RestoreSandboxResponse(progress=step)
             else:
-                yield pb.RestoreSandboxResponse(result=await self._with_state(step))
+                yield pb.RestoreSandboxResponse(result=await self._completed(step))
 
     async def ForkSandbox(
         self, request: pb.ForkSandboxRequest, context: Any
@@ -108,15 +109,32 @@ class RestoreCalls:
         result: pb.RestoreResult | pb.ForkResult,
     ) -> None:
         """Journal an answer, for the same request again."""
-        if request_id:
-            value = {"result": result.SerializeToString().hex()}
-            answer = put_answer(request_id, kind, sandbox.record.id, value)
-            await sandbox.record_event(f"{kind}_answered", "", changes=(answer,))
+        changes = self._answer(request_id, kind, sandbox, result)
+        if changes:
+            await sandbox.record_event(f"{kind}_answered", "", changes=changes)
+
+    def _answer(
+        self,
+        request_id: str,
+        kind: str,
+        sandbox: SandboxCoordinator,
+        result: pb.RestoreResult | pb.ForkResult,
+    ) -> tuple[Change, ...]:
+        if not request_id:
+            return ()
+        value = {"result": result.SerializeToString().hex()}
+        return (put_answer(request_id, kind, sandbox.record.id, value),)
 
     async def _restore(self, request: pb.RestoreSandboxRequest, progress: Tell) -> pb.RestoreResult:
         checkpoint, turn = await self._find(request.sandbox, request.ref)
         live = {pb.RESTORE_MODE_LIVE: True, pb.RESTORE_MODE_COLD: False}.get(request.mode)
         full = {pb.VERIFY_MODE_FULL: True, pb.VERIFY_MODE_CHANGED: False}.get(request.verify)
+        new = request.mode == pb.RESTORE_MODE_NEW or bool(request.new_name)
+
+        def answers(outcome: Outcome) -> tuple[Change, ...]:
+            sandbox = self._registry.find(request.sandbox)
+            return self._answer(request.request_id, "restore", sandbox, _result(sandbox, outcome))
+
         wish = Wish(
             checkpoint=checkpoint,
             turn=turn,
@@ -124,48 +142,29 @@ class RestoreCalls:
             skip_safety=request.skip_safety_checkpoint,
             replace=request.replace,
             full=full,
+            answers=answers,
         )
-        if request.mode == pb.RESTORE_MODE_NEW or request.new_name:
-            sandbox, outcome = await self._copies.restore_new(wish, request.new_name, progress)
-        else:
+        if not new:
             sandbox, outcome = await self._registry.restore(request.sandbox, wish, progress)
-        result = await self._result(sandbox, outcome)
+            return _result(sandbox, outcome)
+        sandbox, outcome = await self._copies.restore_new(wish, request.new_name, progress)
+        result = _result(sandbox, outcome)
         await self._keep(request.request_id, "restore", sandbox, result)
         return result
 
-    async def _result(self, sandbox: SandboxCoordinator, outcome: Outcome) -> pb.RestoreResult:
-        restored = outcome.restored
-        return pb.RestoreResult(
-            sandbox=await self._sandbox(sandbox),
-            checkpoint_id=outcome.checkpoint.id,
-            mode=convert.RESTORE_MODES[outcome.mode],
-            mode_reason=outcome.mode_reason,
-            safety_checkpoint_id=outcome.safety_id or "",
-            expected_digest=outcome.checkpoint.digest,
-            actual_digest=restored.digest,
-            verify=pb.VERIFY_MODE_FULL if restored.full else pb.VERIFY_MODE_CHANGED,
-            changed_paths=restored.written.paths,
-            written_bytes=restored.written.bytes,
-            freeze_ns=restored.freeze_ns,
-            total_ns=outcome.total_ns,
-            notes=list(outcome.notes),
-            stopped_processes=list(restored.stopped),
-            turn=outcome.turn,
-        )
-
-    async def _with_state(self, result: pb.RestoreResult) -> pb.RestoreResult:
-        """Add the harness state of the restored turn, which the recorded answer leaves out."""
-        checkpoint = self._deps.journal.checkpoint(result.checkpoint_id)  # type: ignore[arg-type]
+    async def _completed(self, result: pb.RestoreResult) -> pb.RestoreResult:
+        """Add what the recorded answer leaves out: the sandbox as it is now, and the turn's harness state."""
+        sandbox = self._registry.sandboxes.get(SandboxId(result.sandbox.id))
+        if sandbox is not None:
+            result.sandbox.CopyFrom(await self._sandbox(sandbox))
+        checkpoint = self._deps.journal.checkpoint(CheckpointId(result.checkpoint_id))
         owner = self._registry.sandboxes.get(checkpoint.sandbox_id) if checkpoint is not None else None
         if owner is None or not result.turn:
             return result
-        turn = owner.turn(result.turn)
-        if turn.harness_state is not None:
-            pieces = await run(
-                self._deps.pools.commit,
-                lambda: b"".join(read_state(self._deps.repository, turn.harness_state)),  # type: ignore[arg-type]
-            )
-            result.harness_state = pieces
+        state = owner.turn(result.turn).harness_state
+        if state is not None:
+            read = functools.partial(read_state, self._deps.repository, state)
+            result.harness_state = await run(self._deps.pools.commit, lambda: b"".join(read()))
             result.has_harness_state = True
         return result
 
@@ -192,3 +191,25 @@ class RestoreCalls:
             case "checkpoint":
                 return await self._registry.checkpoint(sandbox, checkpoint=ref.checkpoint)
         raise InvalidRequest("neither a checkpoint nor a turn was named")
+
+
+def _result(sandbox: SandboxCoordinator, outcome: Outcome) -> pb.RestoreResult:
+    """Return what is recorded as the answer; of the sandbox only which one it is."""
+    restored = outcome.restored
+    return pb.RestoreResult(
+        sandbox=pb.Sandbox(id=sandbox.record.id, name=sandbox.record.name),
+        checkpoint_id=outcome.checkpoint.id,
+        mode=convert.RESTORE_MODES[outcome.mode],
+        mode_reason=outcome.mode_reason,
+        safety_checkpoint_id=outcome.safety_id or "",
+        expected_digest=outcome.checkpoint.digest,
+        actual_digest=restored.digest,
+        verify=pb.VERIFY_MODE_FULL if restored.full else pb.VERIFY_MODE_CHANGED,
+        changed_paths=restored.written.paths,
+        written_bytes=restored.written.bytes,
+        freeze_ns=restored.freeze_ns,
+        total_ns=outcome.total_ns,
+        notes=list(outcome.notes),
+        stopped_processes=list(restored.stopped),
+        turn=outcome.turn,
+    )
