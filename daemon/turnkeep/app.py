@@ -125,12 +125,10 @@ def _open(config: Config, stack: contextlib.ExitStack) -> Deps:
     stack.callback(engine.close)
     processes = Processes(config.process, state / "run")
     stack.callback(processes.close)
-    tracked = (
-        TrackedFolders(Tracker(str(state / "run"), max_touched=config.limits.tracked_paths))
-        if config.tracker
-        else None
-    )
-    if tracked is not None:
+    tracked = None
+    if config.tracker.enabled:
+        tracker = Tracker(str(state / "run"), max_touched=config.tracker.paths)
+        tracked = TrackedFolders(tracker, config.tracker.audit)
         stack.callback(tracked.close)
     checkpointer = Checkpointer(repository, config.limits, config.classify, processes, tracked)
     stack.callback(checkpointer.host_folders.close)

@@ -36,8 +36,6 @@ class Limits:
     """Files from this size on are copied before the freeze."""
     max_paths: int = 2_000_000
     """Paths in one sandbox's writable state."""
-    tracked_paths: int = 200_000
-    """Paths that are remembered as touched in one folder between two turns; beyond it is scanned."""
     gate_timeout_s: float = 30.0
     wait_timeout_s: float = 300.0
     turn_timeout_s: float = 6 * 3600.0
@@ -93,6 +91,18 @@ class ProcessSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrackerSettings:
+    """How changes of files are followed."""
+
+    enabled: bool = True
+    """Follow them by events of the kernel where it can, so that a turn costs what it changed; else scan."""
+    paths: int = 200_000
+    """Paths remembered as touched in one folder between two turns; with more, it is scanned."""
+    audit: float = 0.01
+    """The share of looks that are compared with a scan, from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything that can be set. Passed in, never looked up."""
 
@@ -107,11 +117,10 @@ class Config:
     log_format: str = "auto"
     log_level: str = "info"
     auto_attach: bool = True
-    tracker: bool = True
-    """Whether changes are followed by fanotify where the kernel can; a turn then costs what it changed."""
     limits: Limits = field(default_factory=Limits)
     classify: Classify = field(default_factory=Classify)
     process: ProcessSettings = field(default_factory=ProcessSettings)
+    tracker: TrackerSettings = field(default_factory=TrackerSettings)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
 
     @property
@@ -162,6 +171,7 @@ def _refuse_unknown(cls: type[Any], values: Mapping[str, Any], source: str, pref
         "limits": Limits,
         "classify": Classify,
         "process": ProcessSettings,
+        "tracker": TrackerSettings,
         "retention": RetentionPolicy,
     }
     for key, value in values.items():
@@ -192,6 +202,10 @@ def _check(config: Config, source: str) -> None:
         raise InvalidRequest(
             "process.image_bytes and process.exec_wait_s must not be negative", object=source
         )
+    if not 0 <= config.tracker.audit <= 1:
+        raise InvalidRequest("tracker.audit is a share from 0 to 1", object=source)
+    if config.tracker.paths < 1:
+        raise InvalidRequest("tracker.paths has to be 1 or more", object=source)
     check_policy(config.retention, source)
     if not 1 <= config.compression_level <= 19:
         raise InvalidRequest("compression_level goes from 1 to 19", object=source)

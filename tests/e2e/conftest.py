@@ -30,6 +30,8 @@ def daemon(engine: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory
     daemon.start()
     yield daemon
     daemon.stop()
+    missed = [line for line in daemon.log.read_text().splitlines() if "changes were not reported" in line]
+    assert not missed, "every look was compared with a scan"
 
 
 @pytest.fixture

@@ -89,8 +89,8 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
 
     def configure(self, text: str) -> None:
-        """Write the configuration that the next start reads."""
-        (self.folder / "turnkeep.toml").write_text(text + "\n")
+        """Write the configuration that the next start reads; each look is compared with a scan."""
+        (self.folder / "turnkeep.toml").write_text(f"{text}\n[tracker]\naudit = 1.0\n")
 
     def start(self) -> None:
         """Start it and wait until it serves."""

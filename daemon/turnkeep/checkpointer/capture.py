@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import structlog
 from turnkeep_store.archiver import (
     Archived,
     TreeSource,
@@ -49,6 +50,8 @@ from turnkeep.watch.host_folders import HostFolders
 from turnkeep.watch.processes import Process, ProcessSample, activity, quiet_since, sample, stateful_test
 from turnkeep.watch.table import NEVER, Sight
 from turnkeep.watch.trail import TrackedFolders, Trail
+
+log = structlog.get_logger()
 
 _UNDECIDED = Decision(turn_class=TurnClass.FULL, reason="not decided yet")
 
@@ -113,6 +116,14 @@ class Tree:
 
     tree: TreeId
     digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Which mounts are followed, and the paths of whose change nobody told: a defect."""
+
+    followed: tuple[str, ...]
+    missed: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -183,8 +194,10 @@ class Checkpointer:
             processes = sample(view.pids(), view.usage_ns)
             ahead = CopyAhead(writer, self._limits.arena_bytes)
             reader = self._reader(view, ahead)
+            reader.audit = self.tracked is not None and self.tracked.is_due()
             reader.look_for_mappings()
             readings = [reader.read(place, baseline.place(place.slot)) for place in view.covered()]
+            self._note_audit(reader, view)
             inspection = Inspection(view, readings, processes, _UNDECIDED, lease, writer, ahead, reader)
             self._decide(inspection, baseline)
         except BaseException:
@@ -192,6 +205,29 @@ class Checkpointer:
             lease.release()
             raise
         return inspection
+
+    def audit(self, view: ContainerView, baseline: Baseline) -> Audit:
+        """Compare what was followed with a scan of everything, while the sandbox may run; change nothing."""
+        sink = HashOnlySink(self._repository)
+        reader = self._reader(view, CopyAhead(sink, self._limits.arena_bytes))
+        reader.audit = True
+        reader.look_for_mappings()
+        followed = []
+        for place in view.covered():
+            reading = reader.read(place, baseline.place(place.slot))
+            if reading.looked is not None:
+                followed.append(place.mount.target)
+        self._note_audit(reader, view)
+        return Audit(tuple(followed), tuple(map(display, reader.missed)))
+
+    def _note_audit(self, reader: Reader, view: ContainerView) -> None:
+        if self.tracked is None or not reader.audit:
+            return
+        self.tracked.figures.audits += 1
+        self.tracked.figures.missed += len(reader.missed)
+        if reader.missed:
+            shown = [display(path) for path in reader.missed[:20]]
+            log.error("changes were not reported; a scan found them", container=view.id[:12], paths=shown)
 
     def settle(self, inspection: Inspection, baseline: Baseline) -> None:
         """Close the inspection of a turn that has nothing to keep."""

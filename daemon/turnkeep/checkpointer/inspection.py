@@ -74,7 +74,11 @@ class PlaceReading:
 
 
 class Reader:
-    """Reads the places of one container against a baseline. One capture, one thread."""
+    """Reads the places of one container against a baseline. One capture, one thread.
+
+    With `audit`, what is followed is compared with a scan; `missed` are the paths
+    of whose change nobody told, which is a defect, and mended by the scan.
+    """
 
     def __init__(
         self,
@@ -83,7 +87,11 @@ class Reader:
         ahead: CopyAhead,
         host_folders: HostFolders,
         tracked: TrackedFolders | None = None,
+        *,
+        audit: bool = False,
     ) -> None:
+        self.audit = audit
+        self.missed: list[bytes] = []
         self._view = view
         self._limits = limits
         self._ahead = ahead
@@ -114,6 +122,7 @@ class Reader:
                 return PlaceReading(place, root, baseline.sight, looked=frozenset(), generation=generation)
             collected = self._collect(place)
             known = baseline.trail.follow(collected)
+            self._count(collected, known=known)
             reading = self._look(
                 place, fd, mapped, baseline.sight if known else None, baseline.trail, baseline.doubtful
             )
@@ -124,6 +133,31 @@ class Reader:
             return reading
         finally:
             os.close(fd)
+
+    def _missed(
+        self, place: PlaceView, fd: int, reading: PlaceReading, baseline: PlaceBaseline
+    ) -> list[bytes]:
+        """Return the paths of whose change nobody told: a scan finds them otherwise than the reading.
+
+        The sandbox may run: what was touched between the two is none.
+        """
+        found = scan(
+            fd, overlay=place.is_rootfs, exclude=place.exclude, max_paths=self._limits.max_paths
+        ).files
+        collected = self._collect(place)
+        baseline.trail.follow(collected)
+        if not reading.trail.follow(collected):
+            return []
+        excused = reading.mapped | self._inside(place, self._open.paths)
+        changed, gone = differences(reading.sight, Sight(found))
+        missed = []
+        for path in sorted((changed | gone) - excused):
+            inodes = [
+                status[1] for status in (reading.sight.get(path), found.get(path)) if status is not None
+            ]
+            if not any(reading.trail.may_have_touched(path, inode) for inode in inodes):
+                missed.append(path)
+        return missed
 
     def read_again(self, earlier: PlaceReading, baseline: PlaceBaseline) -> PlaceReading:
         """Bring an earlier reading up to date: read what changed since."""
@@ -180,6 +214,12 @@ class Reader:
         if self._tracked is None or not place.host_path or place.is_file:
             return None
         return self._tracked.collect(place.host_path) if place.mount.kind in _TRACKED else None
+
+    def _count(self, collected: Collected | None, *, known: bool) -> None:
+        """Count a look at a place that can be followed."""
+        if self._tracked is not None and collected is not None:
+            self._tracked.figures.followed += known
+            self._tracked.figures.scanned += not known
 
     def _generation(self, place: PlaceView) -> int:
         """Return a watched host folder's generation; 0 for every other place."""

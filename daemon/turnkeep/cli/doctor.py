@@ -12,7 +12,7 @@ from rich.text import Text
 import turnkeep
 from turnkeep.cli import printing, words
 from turnkeep.cli.run import JsonFlag, complete_sandbox, started
-from turnkeep.client import Client, HostStatus
+from turnkeep.client import Client, HostStatus, TrackerFigures
 from turnkeep.errors import DaemonUnavailable, ExitCode, Unsupported
 from turnkeep.model import Finding, Verdict
 
@@ -105,6 +105,7 @@ def _examine(status: HostStatus) -> Iterator[Finding]:
     yield _present("cgroups", groups, "{}", "mount cgroup2 on /sys/fs/cgroup")
     yield _kernel(status.kernel)
     yield _space(status)
+    yield _tracker(status.tracker)
 
 
 def _daemon(status: HostStatus) -> Finding:
@@ -145,3 +146,16 @@ def _space(status: HostStatus) -> Finding:
     if status.free_bytes < 1024 * _MIB:
         return Finding(what="space", verdict=Verdict.DEGRADED, detail=detail, fix=fix)
     return Finding(what="space", verdict=Verdict.OK, detail=detail)
+
+
+def _tracker(figures: TrackerFigures) -> Finding:
+    if not figures.enabled:
+        fix = "set tracker.enabled = true in the configuration, and start the daemon again"
+        return Finding(what="tracker", verdict=Verdict.DEGRADED, detail="every turn scans all files", fix=fix)
+    if figures.missed:
+        detail = f"{words.count(figures.missed, 'change')} of files were not reported, and found by scans"
+        fix = "a defect: please report it; until then set tracker.enabled = false"
+        return Finding(what="tracker", verdict=Verdict.DEGRADED, detail=detail, fix=fix)
+    looks = f"{words.count(figures.followed, 'look')} followed, {figures.scanned} scanned"
+    detail = f"{looks}, {figures.audits} compared with a scan, {words.count(figures.overflows, 'overflow')}"
+    return Finding(what="tracker", verdict=Verdict.OK, detail=detail)

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from turnkeep.cli import printing, words
-from turnkeep.cli.run import JsonFlag, started
-from turnkeep.client import PruneResult
+from turnkeep.cli.run import JsonFlag, Run, started
+from turnkeep.client import CheckResult, PruneResult
 from turnkeep.errors import ExitCode, InvalidRequest
 from turnkeep.model import RetentionPolicy
 
@@ -57,27 +57,44 @@ def check(
     rebuild_index: Annotated[
         bool, typer.Option("--rebuild-index", help="First make the index anew from the packs.")
     ] = False,
+    live: Annotated[
+        str,
+        typer.Option(
+            metavar="SANDBOX",
+            help="Instead, compare what was reported of a sandbox's changes with a scan of its files.",
+        ),
+    ] = "",
     json: JsonFlag = False,
 ) -> None:
     """Verify everything in the store. Exits with 8 when something is damaged."""
+    if live and (skip_data or rebuild_index):
+        raise InvalidRequest("--live looks at no store", hint="leave out the other options")
     run = started(ctx, json=json)
     with run.connect(acting=True) as tk, printing.progress_bar(run.err) as show:
-        found = tk.check(skip_data=skip_data, rebuild_index=rebuild_index, on_progress=show)
+        found = tk.check(skip_data=skip_data, rebuild_index=rebuild_index, live=live, on_progress=show)
     if json:
         printing.emit(found)
     else:
         for problem in found.problems:
             run.out.print(printing.styled(problem, "red"), soft_wrap=True)
-        read = f"{words.count(found.checkpoints, 'checkpoint')}, {words.count(found.blobs, 'blob')}"
-        verdict = "all is well" if found.ok else f"{words.count(len(found.problems), 'problem')} found"
-        rebuilt = "; the index was made anew from the packs" if found.index_rebuilt else ""
-        run.out.print(
-            printing.styled(
-                f"{verdict}: {read}, {words.size(found.bytes)} read{rebuilt}", "" if found.ok else "red"
-            )
-        )
+        _verdict(run, found, live)
     if not found.ok:
         raise typer.Exit(ExitCode.DAMAGED)
+
+
+def _verdict(run: Run, found: CheckResult, live: str) -> None:
+    verdict = "all is well" if found.ok else f"{words.count(len(found.problems), 'problem')} found"
+    if live and found.followed:
+        said = f"{verdict}: what was reported of {', '.join(found.followed)} is what a scan finds"
+        if not found.ok:
+            said = f"{verdict}: changes that nobody told of; this is a defect, please report it"
+    elif live:
+        said = f"nothing to compare: the files of {live} are scanned, not followed (turnkeep doctor {live})"
+    else:
+        rebuilt = "; the index was made anew from the packs" if found.index_rebuilt else ""
+        read = f"{words.count(found.checkpoints, 'checkpoint')}, {words.count(found.blobs, 'blob')}"
+        said = f"{verdict}: {read}, {words.size(found.bytes)} read{rebuilt}"
+    run.out.print(printing.styled(said, "" if found.ok else "red"), soft_wrap=True)
 
 
 def _pruned(done: PruneResult) -> printing.Pairs:

@@ -21,6 +21,7 @@ from turnkeep.client.values import (
     RestoreResult,
     SandboxInfo,
     StoredState,
+    TrackerFigures,
     TurnInfo,
 )
 
@@ -39,6 +40,7 @@ __all__ = [
     "Sandbox",
     "SandboxInfo",
     "StoredState",
+    "TrackerFigures",
     "Turn",
     "TurnInfo",
     "connect",

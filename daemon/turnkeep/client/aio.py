@@ -134,13 +134,16 @@ class AsyncClient:
         *,
         skip_data: bool = False,
         rebuild_index: bool = False,
+        live: str = "",
         on_progress: OnProgress | None = None,
     ) -> values.CheckResult:
         """Verify everything in the store. Damage is in the result, not raised.
 
-        With `rebuild_index`, the index is first made anew from the packs.
+        With `rebuild_index`, the index is first made anew from the packs. With the
+        name of a sandbox as `live`, what was reported of its changes is compared
+        with a scan of its files instead.
         """
-        request = calls.check(skip_data=skip_data, rebuild_index=rebuild_index)
+        request = calls.check(skip_data=skip_data, rebuild_index=rebuild_index, live=live)
         return await self._link.work(request, on_progress)
 
     async def status(self) -> values.HostStatus:

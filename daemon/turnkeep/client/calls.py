@@ -334,9 +334,9 @@ def prune(policy: RetentionPolicy | None, *, dry_run: bool) -> Stream[values.Pro
     )
 
 
-def check(*, skip_data: bool, rebuild_index: bool) -> Stream[values.Progress | values.CheckResult]:
-    """Verify the store."""
-    request = pb.CheckStoreRequest(skip_data=skip_data, rebuild_index=rebuild_index)
+def check(*, skip_data: bool, rebuild_index: bool, live: str) -> Stream[values.Progress | values.CheckResult]:
+    """Verify the store, or what was reported of a sandbox's changes."""
+    request = pb.CheckStoreRequest(skip_data=skip_data, rebuild_index=rebuild_index, live_sandbox=live)
     return Stream(method="CheckStore", request=request, read=convert.check_step, resume=lambda _: request)
 
 

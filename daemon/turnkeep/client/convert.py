@@ -271,6 +271,7 @@ def check_step(message: pb.CheckStoreResponse) -> values.Progress | values.Check
         blobs=result.blobs,
         bytes=result.bytes,
         index_rebuilt=result.index_rebuilt,
+        followed=tuple(result.followed),
     )
 
 
@@ -328,6 +329,15 @@ def host_status(message: pb.GetHostStatusResponse) -> values.HostStatus:
         sandboxes=message.sandboxes,
         recovery=tuple(message.recovery),
         degraded=tuple(message.degraded),
+        tracker=values.TrackerFigures(
+            enabled=message.tracker.enabled,
+            followed=message.tracker.followed,
+            scanned=message.tracker.scanned,
+            events=message.tracker.events,
+            overflows=message.tracker.overflows,
+            audits=message.tracker.audits,
+            missed=message.tracker.missed,
+        ),
     )
 
 

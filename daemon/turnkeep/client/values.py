@@ -268,6 +268,8 @@ class CheckResult:
     blobs: int
     bytes: int
     index_rebuilt: bool
+    followed: tuple[str, ...] = ()
+    """With a live sandbox: the mounts that are followed, and so were compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,6 +278,23 @@ class DeletedCheckpoint:
 
     checkpoint_id: str
     reparented: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackerFigures:
+    """Following changes by events of the kernel, counted since the daemon's start."""
+
+    enabled: bool
+    followed: int
+    """Looks at a folder that went by what was reported."""
+    scanned: int
+    """Looks at a folder that scanned it."""
+    events: int
+    overflows: int
+    audits: int
+    """Looks that were compared with a scan."""
+    missed: int
+    """Paths of whose change nobody told, found by such a comparison: a defect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,3 +318,4 @@ class HostStatus:
     """What the start-up recovery did, a sentence each."""
     degraded: tuple[str, ...]
     """What works less than well, a sentence each."""
+    tracker: TrackerFigures

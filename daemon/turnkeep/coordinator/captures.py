@@ -17,7 +17,7 @@ import structlog
 from turnkeep_store.errors import StoreError, StoreFull
 from turnkeep_store.ids import TreeId
 
-from turnkeep.checkpointer.capture import Capture, Inspection
+from turnkeep.checkpointer.capture import Audit, Capture, Inspection
 from turnkeep.checkpointer.view import Baseline
 from turnkeep.checkpoints import checkpoint_of, metadata_of
 from turnkeep.coordinator.deps import run, to_its_end
@@ -229,6 +229,12 @@ class Captures(SandboxState):
             checkpoint = await self.commit(capture, draft)
             await self.record_checkpoint(checkpoint, None, changes=answers(checkpoint))
         return checkpoint
+
+    async def audit(self) -> Audit:
+        """Compare what was reported of changes with a scan; the gate waits meanwhile."""
+        async with self.holding():
+            container = await self.open()
+            return await run(self.deps.pools.long, self.deps.checkpointer.audit, container, self.baseline)
 
     async def commit(self, capture: Capture, draft: Checkpoint) -> Checkpoint:
         """Make a capture durable and take it as the new baseline."""

@@ -310,6 +310,8 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
         self, request: pb.CheckStoreRequest, context: Any
     ) -> AsyncIterator[pb.CheckStoreResponse]:
         async def work(progress: Tell) -> pb.CheckResult:
+            if request.live_sandbox:
+                return await self._check_live(request.live_sandbox)
             report = await maintenance.check_store(
                 self._registry,
                 read_data=not request.skip_data,
@@ -331,6 +333,13 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
                 yield pb.CheckStoreResponse(progress=step)
             else:
                 yield pb.CheckStoreResponse(result=step)
+
+    async def _check_live(self, name: str) -> pb.CheckResult:
+        audit = await self._registry.attached(name).audit()
+        problems = [f"{path}: it changed, and nobody told" for path in audit.missed]
+        return pb.CheckResult(
+            ok=not problems, problems=[convert.text(each) for each in problems], followed=audit.followed
+        )
 
     async def GetHostStatus(self, request: pb.GetHostStatusRequest, context: Any) -> pb.GetHostStatusResponse:
         deps = self._deps
@@ -357,6 +366,22 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
             free_bytes=disk.f_bavail * disk.f_frsize,
             recovery=self._started.recovery,
             degraded=degraded,
+            tracker=self._tracker_figures(),
+        )
+
+    def _tracker_figures(self) -> pb.TrackerFigures:
+        tracked = self._deps.checkpointer.tracked
+        if tracked is None:
+            return pb.TrackerFigures()
+        figures, counters = tracked.figures, tracked.tracker.counters
+        return pb.TrackerFigures(
+            enabled=True,
+            followed=figures.followed,
+            scanned=figures.scanned,
+            events=counters.events,
+            overflows=counters.overflows,
+            audits=figures.audits,
+            missed=figures.missed,
         )
 
     # -- shared ------------------------------------------------------------

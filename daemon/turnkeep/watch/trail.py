@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from turnkeep.watch.table import folder_of
 from turnkeep.watch.tracker import Touched, Tracker, Watch
 
 
@@ -54,19 +56,48 @@ class Trail:
         self.inodes |= collected.touched.inodes
         return True
 
+    def may_have_touched(self, path: bytes, inode: int) -> bool:
+        """Whether a path is among what was touched, or a folder whose names were."""
+        if path in self.paths or inode in self.inodes or path in map(folder_of, self.paths):
+            return True
+        while path:
+            if path in self.deep:
+                return True
+            path = folder_of(path)
+        return False
+
     def copy(self) -> Trail:
         """Return one that goes on by itself."""
         return Trail(self.number, set(self.paths), set(self.deep), set(self.inodes))
 
 
-class TrackedFolders:
-    """The tracked folders by path. Used from any thread; one folder by one thread at a time."""
+@dataclass(slots=True)
+class Figures:
+    """What following came to since the start, for people to look at."""
 
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
+    followed: int = 0
+    scanned: int = 0
+    audits: int = 0
+    missed: int = 0
+
+
+class TrackedFolders:
+    """The tracked folders by path. Used from any thread; one folder by one thread at a time.
+
+    `audit` is the share of the looks that are compared with a scan.
+    """
+
+    def __init__(self, tracker: Tracker, audit: float = 0.0) -> None:
+        self.tracker = tracker
+        self.figures = Figures()
+        self._audit = audit
         self._lock = threading.Lock()
         self._watches: dict[str, Watch | None] = {}
         self._numbers: dict[str, int] = {}
+
+    def is_due(self) -> bool:
+        """Whether what a look finds is to be compared with a scan, this time."""
+        return random.random() < self._audit
 
     def collect(self, path: str) -> Collected | None:
         """Return what was touched in a folder since the last call; None where that is not tracked.
@@ -75,7 +106,7 @@ class TrackedFolders:
         """
         with self._lock:
             if path not in self._watches:
-                self._watches[path] = self._tracker.watch(path)
+                self._watches[path] = self.tracker.watch(path)
             watch = self._watches[path]
         if watch is None:
             return None
@@ -93,4 +124,4 @@ class TrackedFolders:
     def close(self) -> None:
         """Stop tracking all."""
         self.forget(list(self._watches))
-        self._tracker.close()
+        self.tracker.close()

@@ -2379,19 +2379,25 @@ class CheckStoreRequest(_message.Message):
 
     SKIP_DATA_FIELD_NUMBER: _builtins.int
     REBUILD_INDEX_FIELD_NUMBER: _builtins.int
+    LIVE_SANDBOX_FIELD_NUMBER: _builtins.int
     skip_data: _builtins.bool
     """Verify structure only, do not read file content."""
     rebuild_index: _builtins.bool
     """First make the index anew from the packs."""
+    live_sandbox: _builtins.str
+    """Instead of the store, compare what was reported of this sandbox's changes
+    with a scan of all its files.
+    """
     def __init__(
         self,
         *,
         skip_data: _builtins.bool = ...,
         rebuild_index: _builtins.bool = ...,
+        live_sandbox: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rebuild_index", b"rebuild_index", "skip_data", b"skip_data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["live_sandbox", b"live_sandbox", "rebuild_index", b"rebuild_index", "skip_data", b"skip_data"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2441,6 +2447,7 @@ class CheckResult(_message.Message):
     BLOBS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     INDEX_REBUILT_FIELD_NUMBER: _builtins.int
+    FOLLOWED_FIELD_NUMBER: _builtins.int
     ok: _builtins.bool
     """Whether all is well."""
     checkpoints: _builtins.int
@@ -2455,6 +2462,10 @@ class CheckResult(_message.Message):
     def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What is damaged: which file of the store, which checkpoint, which path."""
 
+    @_builtins.property
+    def followed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With live_sandbox: the mounts that are followed, and so were compared."""
+
     def __init__(
         self,
         *,
@@ -2464,10 +2475,11 @@ class CheckResult(_message.Message):
         blobs: _builtins.int = ...,
         bytes: _builtins.int = ...,
         index_rebuilt: _builtins.bool = ...,
+        followed: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "bytes", b"bytes", "checkpoints", b"checkpoints", "index_rebuilt", b"index_rebuilt", "ok", b"ok", "problems", b"problems"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "bytes", b"bytes", "checkpoints", b"checkpoints", "followed", b"followed", "index_rebuilt", b"index_rebuilt", "ok", b"ok", "problems", b"problems"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2510,6 +2522,7 @@ class GetHostStatusResponse(_message.Message):
     FREE_BYTES_FIELD_NUMBER: _builtins.int
     RECOVERY_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
+    TRACKER_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The daemon's version."""
     pid: _builtins.int
@@ -2542,6 +2555,10 @@ class GetHostStatusResponse(_message.Message):
     def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What works less than well, a sentence each."""
 
+    @_builtins.property
+    def tracker(self) -> Global___TrackerFigures:
+        """How changes are found."""
+
     def __init__(
         self,
         *,
@@ -2559,14 +2576,61 @@ class GetHostStatusResponse(_message.Message):
         free_bytes: _builtins.int = ...,
         recovery: _abc.Iterable[_builtins.str] | None = ...,
         degraded: _abc.Iterable[_builtins.str] | None = ...,
+        tracker: Global___TrackerFigures | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tracker", b"tracker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cgroup_version", b"cgroup_version", "checkpoints", b"checkpoints", "degraded", b"degraded", "engine_version", b"engine_version", "free_bytes", b"free_bytes", "kernel", b"kernel", "pid", b"pid", "recovery", b"recovery", "sandboxes", b"sandboxes", "started_at_ns", b"started_at_ns", "state_dir", b"state_dir", "storage_driver", b"storage_driver", "stored_bytes", b"stored_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cgroup_version", b"cgroup_version", "checkpoints", b"checkpoints", "degraded", b"degraded", "engine_version", b"engine_version", "free_bytes", b"free_bytes", "kernel", b"kernel", "pid", b"pid", "recovery", b"recovery", "sandboxes", b"sandboxes", "started_at_ns", b"started_at_ns", "state_dir", b"state_dir", "storage_driver", b"storage_driver", "stored_bytes", b"stored_bytes", "tracker", b"tracker", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetHostStatusResponse: _TypeAlias = GetHostStatusResponse  # noqa: Y015
+
+@_typing.final
+class TrackerFigures(_message.Message):
+    """Following changes by events of the kernel, counted since the daemon's start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENABLED_FIELD_NUMBER: _builtins.int
+    FOLLOWED_FIELD_NUMBER: _builtins.int
+    SCANNED_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    OVERFLOWS_FIELD_NUMBER: _builtins.int
+    AUDITS_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
+    enabled: _builtins.bool
+    """Whether it is done at all; a folder may still be scanned each time."""
+    followed: _builtins.int
+    """Looks at a folder that went by what was reported."""
+    scanned: _builtins.int
+    """Looks at a folder that scanned it."""
+    events: _builtins.int
+    """Events that the kernel reported, of all processes of the host."""
+    overflows: _builtins.int
+    """Times that the kernel had to drop events; what they were about was scanned."""
+    audits: _builtins.int
+    """Looks that were compared with a scan."""
+    missed: _builtins.int
+    """Paths of whose change nobody told, found by such a comparison: a defect."""
+    def __init__(
+        self,
+        *,
+        enabled: _builtins.bool = ...,
+        followed: _builtins.int = ...,
+        scanned: _builtins.int = ...,
+        events: _builtins.int = ...,
+        overflows: _builtins.int = ...,
+        audits: _builtins.int = ...,
+        missed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audits", b"audits", "enabled", b"enabled", "events", b"events", "followed", b"followed", "missed", b"missed", "overflows", b"overflows", "scanned", b"scanned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrackerFigures: _TypeAlias = TrackerFigures  # noqa: Y015
 
 @_typing.final
 class ExamineHostRequest(_message.Message):
