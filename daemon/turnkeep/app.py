@@ -131,7 +131,7 @@ def _open(config: Config, stack: contextlib.ExitStack) -> Deps:
         tracked = TrackedFolders(tracker, config.tracker.audit)
         stack.callback(tracked.close)
     checkpointer = Checkpointer(repository, config.limits, config.classify, processes, tracked)
-    stack.callback(checkpointer.host_folders.close)
+    stack.callback(checkpointer.states.host_folders.close)
     return Deps(
         config=config,
         journal=journal,

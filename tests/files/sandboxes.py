@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from turnkeep.checkpointer.capture import Capture, Checkpointer, Inspection, State
+from turnkeep.checkpointer.capture import Capture, Checkpointer, Inspection
+from turnkeep.checkpointer.states import State
 from turnkeep.checkpointer.view import Baseline, FrozenView
 from turnkeep.config import Classify, Limits
 from turnkeep.model import Decision, Mount, MountKind, TurnClass
@@ -104,8 +105,8 @@ class Sandbox:
 
     def close(self) -> None:
         """Unmount the overlay and let go of its layers."""
-        assert self.checkpointer.tracked is not None
-        self.checkpointer.tracked.close()
+        assert self.checkpointer.states.tracked is not None
+        self.checkpointer.states.tracked.close()
         self.view.image.close()
         self.overlay.unmount(at_any_rate=True)
 
@@ -144,11 +145,11 @@ class Sandbox:
 
     def full_state(self) -> State:
         """Read everything, whatever is known."""
-        return self._truth.current_state(self.view, None)
+        return self._truth.states.current_state(self.view, None)
 
     def restore_live(self, saved: Saved) -> Written:
         """Bring the mounted sandbox to a checkpoint; its digest is compared as the daemon does."""
-        before = self.checkpointer.current_state(self.view, self.baseline)
+        before = self.checkpointer.states.current_state(self.view, self.baseline)
         have = before.source.read_directory(before.tree).entries[ROOTFS]
         want = self._rootfs(saved)
         deltas = diff(before.source, have.subtree, want.subtree)
@@ -159,7 +160,7 @@ class Sandbox:
             set_attributes_of(fd, want)
         finally:
             os.close(fd)
-        after = self.checkpointer.current_state(self.view, before.baseline, before.source)
+        after = self.checkpointer.states.current_state(self.view, before.baseline, before.source)
         assert after.digest == saved.digest, self._differing(after, saved)
         self.baseline = Baseline(saved.tree, None, after.baseline.places)
         return written

@@ -5,51 +5,41 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
-from turnkeep_store.archiver import (
-    Archived,
-    TreeSource,
-    Upsert,
-    archive,
-)
-from turnkeep_store.blobs import BlobSink
 from turnkeep_store.diff import diff
-from turnkeep_store.ids import BlobId, Digest, TreeId
-from turnkeep_store.kinds import BlobKind
+from turnkeep_store.ids import Digest, TreeId
 from turnkeep_store.lease import Lease
 from turnkeep_store.repository import Repository
-from turnkeep_store.restorer import Source
 from turnkeep_store.snapshot import Snapshot
-from turnkeep_store.tree import Directory, Entry
 from turnkeep_store.writer import BlobWriter, HashOnlySink
 
 from turnkeep.checkpointer.arena import CopyAhead
-from turnkeep.checkpointer.changes import changes, count, image_of, is_in, only_folder_time
+from turnkeep.checkpointer.changes import count, image_of, is_in, only_folder_time
 from turnkeep.checkpointer.images import commit_images, fidelity_of
 from turnkeep.checkpointer.inspection import (
     PlaceReading,
     Reader,
-    baseline_after,
     settle_unchanged,
 )
+from turnkeep.checkpointer.states import States
+from turnkeep.checkpointer.trees import archive_places, baselines_after
 from turnkeep.checkpointer.view import Baseline, ContainerView, PlaceBaseline
 from turnkeep.config import Classify, Limits
 from turnkeep.errors import CaptureFailed
-from turnkeep.model import Decision, Fidelity, MountKind, ProcessImage, TurnClass, TurnNumber
+from turnkeep.model import Decision, Fidelity, ProcessImage, TurnClass, TurnNumber
 from turnkeep.paths import display
 from turnkeep.process.dumping import Dump
 from turnkeep.process.engine import Processes
 from turnkeep.process.quiet import Verdict
 from turnkeep.process.sandboxed import Waiting
 from turnkeep.turns import Evidence, classify
-from turnkeep.watch.host_folders import HostFolders
-from turnkeep.watch.processes import Process, ProcessSample, activity, quiet_since, sample, stateful_test
+from turnkeep.watch.processes import Process, ProcessSample, activity, sample
 from turnkeep.watch.table import NEVER, Sight
-from turnkeep.watch.trail import TrackedFolders, Trail
+from turnkeep.watch.trail import TrackedFolders
 
 log = structlog.get_logger()
 
@@ -111,43 +101,6 @@ class Capture:
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
-    """A whole sandbox's state as one tree: a folder with an entry for each place."""
-
-    tree: TreeId
-    digest: Digest
-
-
-@dataclass(frozen=True, slots=True)
-class Audit:
-    """Which mounts are followed, and the paths of whose change nobody told: a defect."""
-
-    followed: tuple[str, ...]
-    missed: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class Look:
-    """A sandbox's state as it was read before a freeze."""
-
-    view: ContainerView
-    sink: HashOnlySink
-    reader: Reader
-    readings: list[PlaceReading]
-    processes: ProcessSample
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What a sandbox holds at a moment: its tree, where that can be read, and a baseline for later."""
-
-    tree: TreeId
-    digest: Digest
-    source: Source
-    baseline: Baseline
-
-
-@dataclass(frozen=True, slots=True)
 class Committed:
     """A durable checkpoint, and what the next turn is compared with."""
 
@@ -173,15 +126,7 @@ class Checkpointer:
         self._limits = limits
         self._rules = rules
         self._processes = processes
-        self.host_folders = HostFolders()
-        self.tracked = tracked
-
-    def forget(self, folders: Iterable[str]) -> None:
-        """Stop following folders of the host; the next look at one scans it."""
-        folders = tuple(folders)
-        self.host_folders.forget(folders)
-        if self.tracked is not None:
-            self.tracked.forget(folders)
+        self.states = States(repository, limits, rules, tracked)
 
     def inspect(self, view: ContainerView, baseline: Baseline) -> Inspection:
         """Look for what changed since the baseline, copying it, while the sandbox may run.
@@ -193,11 +138,11 @@ class Checkpointer:
         try:
             processes = sample(view.pids(), view.usage_ns)
             ahead = CopyAhead(writer, self._limits.arena_bytes)
-            reader = self._reader(view, ahead)
-            reader.audit = self.tracked is not None and self.tracked.is_due()
+            reader = self.states.reader(view, ahead)
+            reader.audit = self.states.is_audit_due()
             reader.look_for_mappings()
             readings = [reader.read(place, baseline.place(place.slot)) for place in view.covered()]
-            self._note_audit(reader, view)
+            self.states.note_audit(reader, view)
             inspection = Inspection(view, readings, processes, _UNDECIDED, lease, writer, ahead, reader)
             self._decide(inspection, baseline)
         except BaseException:
@@ -205,29 +150,6 @@ class Checkpointer:
             lease.release()
             raise
         return inspection
-
-    def audit(self, view: ContainerView, baseline: Baseline) -> Audit:
-        """Compare what was followed with a scan of everything, while the sandbox may run; change nothing."""
-        sink = HashOnlySink(self._repository)
-        reader = self._reader(view, CopyAhead(sink, self._limits.arena_bytes))
-        reader.audit = True
-        reader.look_for_mappings()
-        followed = []
-        for place in view.covered():
-            reading = reader.read(place, baseline.place(place.slot))
-            if reading.looked is not None:
-                followed.append(place.mount.target)
-        self._note_audit(reader, view)
-        return Audit(tuple(followed), tuple(map(display, reader.missed)))
-
-    def _note_audit(self, reader: Reader, view: ContainerView) -> None:
-        if self.tracked is None or not reader.audit:
-            return
-        self.tracked.figures.audits += 1
-        self.tracked.figures.missed += len(reader.missed)
-        if reader.missed:
-            shown = [display(path) for path in reader.missed[:20]]
-            log.error("changes were not reported; a scan found them", container=view.id[:12], paths=shown)
 
     def settle(self, inspection: Inspection, baseline: Baseline) -> None:
         """Close the inspection of a turn that has nothing to keep."""
@@ -296,7 +218,7 @@ class Checkpointer:
         repository, writer = self._repository, inspection.writer
         turn = TurnNumber(metadata.get("checkpoint", {}).get("turn", 0))
         try:
-            tree = self._archive(writer, repository, capture.readings, baseline, inspection.view)
+            tree = archive_places(writer, repository, capture.readings, baseline, inspection.view)
             kept = commit_images(writer, tree.tree, capture.dump, capture.reused, baseline.prints, turn)
             writer.flush()
             deltas = diff(repository, baseline.tree, tree.tree)
@@ -316,113 +238,17 @@ class Checkpointer:
             )
         finally:
             inspection.drop()
-        places = _baselines(capture.readings, baseline)
+        places = baselines_after(capture.readings, baseline)
         after = Baseline(tree.tree, None, places, capture.processes, kept.image, kept.prints)
         return Committed(snapshot, after, changed_files, changed_bytes, stored)
-
-    def current_state(
-        self, view: ContainerView, baseline: Baseline | None, source: Source | None = None
-    ) -> State:
-        """Return what is there now as a tree, storing nothing.
-
-        With a baseline only what changed against it is read; without one,
-        everything is. The baseline's tree is read from `source`, the repository
-        if none is given. The caller keeps the sandbox still.
-        """
-        known = baseline or Baseline()
-        return self._state(self._look(view, known, source or self._repository), known)
-
-    def look(self, view: ContainerView, baseline: Baseline | None) -> Look:
-        """Look at what is there while the sandbox may run; `confirm` it inside a freeze."""
-        return self._look(view, baseline or Baseline(), self._repository)
-
-    def confirm(self, look: Look, baseline: Baseline | None) -> State:
-        """Return what is there, inside a freeze, as a tree, storing nothing.
-
-        What was seen before the freeze is read again only if anything may have
-        run since.
-        """
-        known = baseline or Baseline()
-        now = sample(look.view.pids(), look.view.usage_ns)
-        look.reader.look_for_mappings()
-        if not self._still(look.readings, look.processes, now, look.view):
-            look.readings = [
-                look.reader.read_again(reading, known.place(reading.place.slot)) for reading in look.readings
-            ]
-        return self._state(look, known)
-
-    def known_state(self, view: ContainerView, baseline: Baseline) -> State | None:
-        """Return what is there, inside a freeze in which an inspection found the baseline to be exact.
-
-        None where that can be told only by looking again: a folder of the host
-        does not stand still with the container.
-        """
-        places = view.covered()
-        exact = all(
-            place.slot in baseline.places and place.mount.kind is not MountKind.BIND for place in places
-        )
-        if baseline.tree is None or not exact:
-            return None
-        source = HashOnlySink(self._repository)
-        return State(baseline.tree, self._digest(baseline.tree), source, baseline)
-
-    def after_writing(self, view: ContainerView, state: State, touched: Mapping[bytes, Trail]) -> State:
-        """Return what is there after `touched` was written in a freeze in which `state` was there.
-
-        It is read again; that the sandbox stood still vouches for the rest.
-        """
-        sink = HashOnlySink(state.source)
-        reader = self._reader(view, CopyAhead(sink, self._limits.arena_bytes))
-        reader.look_for_mappings()
-        readings = [
-            reader.read_touched(place, state.baseline.place(place.slot), touched.get(place.slot, Trail()))
-            for place in view.covered()
-            if place.slot in touched or place.mount.kind is MountKind.BIND
-        ]
-        before = state.source.read_directory(state.tree)
-        tree = self._archive(sink, sink, readings, state.baseline, view, before.copy())
-        places = {**state.baseline.places, **_baselines(readings, state.baseline)}
-        return State(tree.tree, tree.digest, sink, Baseline(tree.tree, None, places))
-
-    def _reader(self, view: ContainerView, ahead: CopyAhead) -> Reader:
-        return Reader(view, self._limits, ahead, self.host_folders, self.tracked)
-
-    def _look(self, view: ContainerView, baseline: Baseline, source: Source) -> Look:
-        sink = HashOnlySink(source)
-        reader = self._reader(view, CopyAhead(sink, self._limits.arena_bytes))
-        reader.look_for_mappings()
-        processes = sample(view.pids(), view.usage_ns)
-        readings = [reader.read(place, baseline.place(place.slot)) for place in view.covered()]
-        return Look(view, sink, reader, readings, processes)
-
-    def _state(self, look: Look, baseline: Baseline) -> State:
-        tree = self._archive(look.sink, look.sink, look.readings, baseline, look.view)
-        places = _baselines(look.readings, baseline)
-        return State(tree.tree, tree.digest, look.sink, Baseline(tree.tree, None, places))
-
-    def _still(
-        self,
-        readings: list[PlaceReading],
-        before: ProcessSample,
-        frozen: ProcessSample,
-        view: ContainerView,
-    ) -> bool:
-        """Whether readings taken after `before` are certainly true inside the freeze."""
-        torn = any(
-            read.status is None and read.change.entry is not None
-            for reading in readings
-            for read in reading.reads.values()
-        )
-        mapped = any(reading.mapped for reading in readings)
-        return not torn and not mapped and quiet_since(before, frozen, self._stateful(view))
 
     def _capture_frozen(self, inspection: Inspection, baseline: Baseline, waiting: list[Waiting]) -> Capture:
         view = inspection.view
         processes = sample(view.pids(), view.usage_ns)
-        is_stateful = self._stateful(view)
+        is_stateful = self.states.stateful(view)
         captured_at_ns = time.time_ns()
         inspection.reader.look_for_mappings()
-        quiet = self._still(inspection.readings, inspection.processes, processes, view)
+        quiet = self.states.is_still(inspection.readings, inspection.processes, processes, view)
         readings = inspection.readings
         if not quiet:
             readings = [
@@ -466,11 +292,11 @@ class Checkpointer:
         with view.frozen(self._limits.freeze_budget_s) as freeze:
             processes = sample(view.pids(), view.usage_ns)
             inspection.reader.look_for_mappings()
-            is_stateful = self._stateful(view)
+            is_stateful = self.states.stateful(view)
             stateful = {each.pid for each in processes.processes.values() if is_stateful(each)}
             if not self._same(view, stateful, baseline).same:
                 return None
-            if not self._still(inspection.readings, inspection.processes, processes, view):
+            if not self.states.is_still(inspection.readings, inspection.processes, processes, view):
                 # The freeze itself wakes some; what they may have written since is read again.
                 self._read_all_again(inspection, baseline)
                 if self._differs(inspection, baseline):
@@ -488,7 +314,7 @@ class Checkpointer:
     @contextlib.contextmanager
     def _criu_waiting(self, inspection: Inspection, baseline: Baseline) -> Iterator[list[Waiting]]:
         """Have CRIU started before the freeze, if it will be needed in it."""
-        is_stateful = self._stateful(inspection.view)
+        is_stateful = self.states.stateful(inspection.view)
         running = inspection.processes.processes.values()
         stateful = {process.pid for process in running if is_stateful(process)}
         expected = stateful and (inspection.decision.processes or baseline.image is None)
@@ -514,20 +340,20 @@ class Checkpointer:
         if baseline.tree is None:
             return True
         sink = HashOnlySink(self._repository)
-        tree = self._archive(sink, sink, inspection.readings, baseline, inspection.view)
+        tree = archive_places(sink, sink, inspection.readings, baseline, inspection.view)
         return tree.digest != self._digest(baseline.tree)
 
     def _decide(self, inspection: Inspection, baseline: Baseline) -> None:
         """Set the decision and the changed paths of an inspection."""
         view = inspection.view
         unsure = []
-        is_stateful = self._stateful(view)
+        is_stateful = self.states.stateful(view)
         deltas: list[bytes] = []
         if baseline.tree is None:
             unsure.append("there is no checkpoint to compare with")
         image = image_of(view)
         sink = HashOnlySink(self._repository)
-        tree = self._archive(sink, sink, inspection.readings, baseline, view)
+        tree = archive_places(sink, sink, inspection.readings, baseline, view)
         if baseline.tree is not None and tree.digest != self._digest(baseline.tree):
             found = diff(sink, baseline.tree, tree.tree)
             deltas = [delta.path for delta in found if not only_folder_time(delta, image)]
@@ -561,63 +387,3 @@ class Checkpointer:
 
     def _digest(self, tree: TreeId) -> Digest:
         return self._repository.read_directory(tree).digest()
-
-    def _stateful(self, view: ContainerView) -> Any:
-        return stateful_test(view.init_pid, view.command, self._rules.reproducible, view.health_check)
-
-    def _archive(
-        self,
-        sink: BlobSink,
-        source: TreeSource,
-        readings: list[PlaceReading],
-        baseline: Baseline,
-        view: ContainerView,
-        others: Directory | None = None,
-    ) -> Tree:
-        """Return the tree of a whole sandbox from readings of its places; `others` holds those not read."""
-        old = source.read_directory(baseline.tree) if baseline.tree is not None else Directory()
-        top = others or Directory()
-        for reading in readings:
-            # A place that was never scanned may have lost paths that nothing now
-            # speaks of: its tree is built from what is there alone.
-            scanned = reading.place.slot in baseline.places
-            entry = old.entries.get(reading.place.slot) if scanned else None
-            top.entries[reading.place.slot] = self._archive_place(
-                sink, source, reading, entry, baseline.place(reading.place.slot), view
-            )
-        return Tree(TreeId(sink.put(top.encode(), BlobKind.TREE)), top.digest())
-
-    def _archive_place(
-        self,
-        sink: BlobSink,
-        source: TreeSource,
-        reading: PlaceReading,
-        old: Entry | None,
-        baseline: PlaceBaseline,
-        view: ContainerView,
-    ) -> Entry:
-        if reading.place.is_file:
-            read = reading.reads.get(b"")
-            if read is None or read.change.entry is None:
-                return replace(reading.root, content=old.content if old is not None else ())
-            wanted = Upsert(reading.place.slot, read.change.entry, read.change.segments)
-            built = archive(sink, source, None, [wanted])
-            return Directory.decode(sink.get(BlobId(built.tree))).entries[reading.place.slot]
-        parent = old.subtree if old is not None else None
-        image = view.image_view(reading.place)
-        changed = changes(reading, image, baseline, source, parent)
-        if changed or parent is None:
-            built = archive(sink, source, parent, changed, image)
-        else:
-            assert old is not None
-            assert old.digest is not None
-            built = Archived(parent, old.digest)
-        return replace(reading.root, subtree=built.tree, digest=built.digest)
-
-
-def _baselines(readings: Iterable[PlaceReading], baseline: Baseline) -> dict[bytes, PlaceBaseline]:
-    """Return the baselines of the places that were read, by their slots."""
-    return {
-        reading.place.slot: baseline_after(reading, baseline.place(reading.place.slot))
-        for reading in readings
-    }

@@ -17,7 +17,8 @@ import structlog
 from turnkeep_store.errors import StoreError, StoreFull
 from turnkeep_store.ids import TreeId
 
-from turnkeep.checkpointer.capture import Audit, Capture, Inspection
+from turnkeep.checkpointer.capture import Capture, Inspection
+from turnkeep.checkpointer.states import Audit
 from turnkeep.checkpointer.view import Baseline
 from turnkeep.checkpoints import checkpoint_of, metadata_of
 from turnkeep.coordinator.deps import run, to_its_end
@@ -234,7 +235,9 @@ class Captures(SandboxState):
         """Compare what was reported of changes with a scan; the gate waits meanwhile."""
         async with self.holding():
             container = await self.open()
-            return await run(self.deps.pools.long, self.deps.checkpointer.audit, container, self.baseline)
+            return await run(
+                self.deps.pools.long, self.deps.checkpointer.states.audit, container, self.baseline
+            )
 
     async def commit(self, capture: Capture, draft: Checkpoint) -> Checkpoint:
         """Make a capture durable and take it as the new baseline."""

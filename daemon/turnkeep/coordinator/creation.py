@@ -227,7 +227,7 @@ def restore_new(
         written = fill_on_disk(deps.repository, checkpoint, places.covered, progress)
         unstarted = open_container(deps.engine, deps.freezer, container_id, places)
         try:
-            present = deps.checkpointer.current_state(unstarted, None)
+            present = deps.checkpointer.states.current_state(unstarted, None)
         finally:
             unstarted.close()
 

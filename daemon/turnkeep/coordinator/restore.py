@@ -485,7 +485,7 @@ def _restart(
         written = fill_on_disk(deps.repository, checkpoint, places.covered, progress)
         stopped = open_container(deps.engine, deps.freezer, container_id, places)
         try:
-            present = deps.checkpointer.current_state(stopped, None)
+            present = deps.checkpointer.states.current_state(stopped, None)
         finally:
             stopped.close()
 

@@ -114,7 +114,9 @@ class SandboxState:
     def stop_following(self) -> None:
         """Stop following the folders that the container can write to."""
         if self.places is not None:
-            self.deps.checkpointer.forget(place.host_path for place in self.places.covered if place.host_path)
+            self.deps.checkpointer.states.forget(
+                place.host_path for place in self.places.covered if place.host_path
+            )
 
     async def on_container_event(self, state: ContainerState, message: str, *, name: str = "") -> None:
         """Note what happened to the container."""

@@ -15,7 +15,8 @@ from turnkeep_store.restorer import Source, Written
 from turnkeep_store.synchroniser import synchronise
 from turnkeep_store.tree import Directory, Entry
 
-from turnkeep.checkpointer.capture import Checkpointer, State
+from turnkeep.checkpointer.capture import Checkpointer
+from turnkeep.checkpointer.states import State
 from turnkeep.checkpointer.view import Baseline
 from turnkeep.errors import DigestMismatch, RestoreFailed
 from turnkeep.model import Checkpoint, MountKind
@@ -165,7 +166,7 @@ def start_and_fill(
         identity = Identity(container) if is_copy else None
         filled = fill_running(repository, checkpoint, container, written, memory=not whole)
         progress("verify", 0, 0)
-        state = checkpointer.current_state(container, None)
+        state = checkpointer.states.current_state(container, None)
         processes = None if checkpoint.processes else sample(container.pids(), container.usage_ns)
         volatile = {place.slot for place in filled}
         untouched = {place.slot for place in container.covered() if is_volatile(place)} - volatile

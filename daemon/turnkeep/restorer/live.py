@@ -14,7 +14,8 @@ from turnkeep_store.repository import Repository
 from turnkeep_store.restorer import Source, Written, apply_difference
 from turnkeep_store.tree import Entry
 
-from turnkeep.checkpointer.capture import Checkpointer, State
+from turnkeep.checkpointer.capture import Checkpointer
+from turnkeep.checkpointer.states import State
 from turnkeep.checkpointer.view import Baseline
 from turnkeep.errors import RestoreFailed
 from turnkeep.model import Checkpoint
@@ -105,11 +106,11 @@ def restore_live(
     """
     want = TreeId(bytes.fromhex(checkpoint.tree))
     progress("compare", 0, 0)
-    before = checkpointer.known_state(container, baseline) if exact and baseline is not None else None
-    look = checkpointer.look(container, baseline) if before is None else None
+    before = checkpointer.states.known_state(container, baseline) if exact and baseline is not None else None
+    look = checkpointer.states.look(container, baseline) if before is None else None
     with container.frozen(budget_s, hold=True) as freeze:
         if look is not None:
-            before = checkpointer.confirm(look, baseline)
+            before = checkpointer.states.confirm(look, baseline)
         assert before is not None
         work = _Live(container, before.source)
         progress("write", 0, 0)
@@ -119,9 +120,9 @@ def restore_live(
             raise _undo(checkpointer, container, before, "writing failed", error) from error
         progress("verify", 0, 0)
         if full:
-            after = checkpointer.current_state(container, None, before.source)
+            after = checkpointer.states.current_state(container, None, before.source)
         else:
-            after = checkpointer.after_writing(container, before, work.touched)
+            after = checkpointer.states.after_writing(container, before, work.touched)
         check_digest(repository, checkpoint, after.digest.hex(), after.tree, after.source)
         if freeze is not None:
             freeze.check()
@@ -147,7 +148,7 @@ def _undo(
     name = f"container {container.name}"
     hint = getattr(cause, "hint", "")
     try:
-        now = checkpointer.current_state(container, None, before.source)
+        now = checkpointer.states.current_state(container, None, before.source)
         _Live(container, now.source).bring(now.tree, before.tree)
     except Exception as error:
         return RestoreFailed(

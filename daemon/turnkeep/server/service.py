@@ -370,7 +370,7 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
         )
 
     def _tracker_figures(self) -> pb.TrackerFigures:
-        tracked = self._deps.checkpointer.tracked
+        tracked = self._deps.checkpointer.states.tracked
         if tracked is None:
             return pb.TrackerFigures()
         figures, counters = tracked.figures, tracked.tracker.counters
