@@ -34,6 +34,8 @@ class Limits:
     """Content read into memory inside one freeze; files that do not fit are copied ahead."""
     copy_ahead_bytes: int = 8 * MIB
     """Files from this size on are copied before the freeze."""
+    cache_bytes: int = 32 * MIB
+    """Memory for content that was stored or restored lately, so that going back to it reads no disk."""
     max_paths: int = 2_000_000
     """Paths in one sandbox's writable state."""
     gate_timeout_s: float = 30.0

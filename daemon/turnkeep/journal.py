@@ -15,9 +15,9 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -117,6 +117,38 @@ def put_answer(request_id: str, kind: str, sandbox_id: str, value: Mapping[str, 
     return Put("answer", request_id, sandbox_id, 0, {"call": kind, **value})
 
 
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """An event that is not journaled yet, and what it changes."""
+
+    event: Event
+    changes: tuple[Change, ...]
+
+    @classmethod
+    def of(
+        cls,
+        kind: str,
+        message: str,
+        *,
+        sandbox: SandboxRecord | None = None,
+        turn: TurnNumber = NO_TURN,
+        details: Mapping[str, Any] | None = None,
+        changes: Iterable[Change] = (),
+    ) -> Happened:
+        """Describe what happens now."""
+        event = Event(
+            sequence=0,
+            time_ns=time.time_ns(),
+            kind=kind,
+            sandbox_id=sandbox.id if sandbox else None,
+            sandbox_name=sandbox.name if sandbox else "",
+            turn=turn,
+            message=message,
+            details=dict(details or {}),
+        )
+        return cls(event, tuple(changes))
+
+
 class Journal:
     """The journal of one state directory. Used from any thread; one process at a time."""
 
@@ -172,39 +204,41 @@ class Journal:
         Raises:
             ResourceExhausted, StoreDamaged: the journal cannot be written.
         """
-        changes = tuple(changes)
-        event = Event(
-            sequence=0,
-            time_ns=time.time_ns(),
-            kind=kind,
-            sandbox_id=sandbox.id if sandbox else None,
-            sandbox_name=sandbox.name if sandbox else "",
-            turn=turn,
-            message=message,
-            details=dict(details or {}),
-        )
+        happened = Happened.of(kind, message, sandbox=sandbox, turn=turn, details=details, changes=changes)
+        return self.append_all([happened])[0]
+
+    def append_all(self, happened: Sequence[Happened]) -> list[Event]:
+        """Record several things at once, with one sync of the disk for all of them.
+
+        All are durable afterwards, or none is there. Raises as `append`.
+        """
         with self._lock, self._transaction():
-            cursor = self._db.execute(
-                "INSERT INTO events"
-                " (time_ns, kind, sandbox_id, sandbox_name, turn, message, details, changes)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    event.time_ns,
-                    kind,
-                    event.sandbox_id,
-                    event.sandbox_name,
-                    turn,
-                    message,
-                    json.dumps(event.details),
-                    json.dumps([_to_row(change) for change in changes]),
-                ),
-            )
-            for change in changes:
-                self._apply(change)
-        stored = Event.from_json({**event.to_json(), "sequence": cursor.lastrowid})
-        for listener in tuple(self._listeners):
-            listener(stored)
+            stored = [self._insert(each) for each in happened]
+        for event in stored:
+            for listener in tuple(self._listeners):
+                listener(event)
         return stored
+
+    def _insert(self, happened: Happened) -> Event:
+        event = happened.event
+        cursor = self._db.execute(
+            "INSERT INTO events"
+            " (time_ns, kind, sandbox_id, sandbox_name, turn, message, details, changes)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                event.time_ns,
+                event.kind,
+                event.sandbox_id,
+                event.sandbox_name,
+                event.turn,
+                event.message,
+                json.dumps(event.details),
+                json.dumps([_to_row(change) for change in happened.changes]),
+            ),
+        )
+        for change in happened.changes:
+            self._apply(change)
+        return replace(event, sequence=cursor.lastrowid or 0)
 
     def rebuild(self) -> None:
         """Make the projections anew from the events."""

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -22,9 +22,8 @@ from turnkeep.config import Config
 from turnkeep.coordinator.deps import Deps, Pools
 from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.errors import ContainerNotFound, ResourceExhausted, TurnkeepError
-from turnkeep.journal import Change, Journal, put_sandbox
+from turnkeep.journal import Happened, Journal, put_sandbox
 from turnkeep.model import (
-    NO_TURN,
     CheckpointId,
     ContainerState,
     Decision,
@@ -37,7 +36,6 @@ from turnkeep.model import (
     SandboxRecord,
     Turn,
     TurnMetadata,
-    TurnNumber,
     TurnState,
 )
 from turnkeep.turns import Evidence, classify
@@ -200,23 +198,16 @@ class HookedJournal(Journal):
         self.hooks: dict[str, Hook] = {}
         self.after: dict[str, Hook] = {}
 
-    def append(
-        self,
-        kind: str,
-        message: str,
-        *,
-        sandbox: SandboxRecord | None = None,
-        turn: TurnNumber = NO_TURN,
-        details: Mapping[str, Any] | None = None,
-        changes: Iterable[Change] = (),
-    ) -> Event:
-        for hook in (self.hooks.get(kind), self.hooks.get("*")):
-            if hook is not None:
-                hook(kind)
-        event = super().append(kind, message, sandbox=sandbox, turn=turn, details=details, changes=changes)
-        if kind in self.after:
-            self.after[kind](kind)
-        return event
+    def append_all(self, happened: Sequence[Happened]) -> list[Event]:
+        for each in happened:
+            for hook in (self.hooks.get(each.event.kind), self.hooks.get("*")):
+                if hook is not None:
+                    hook(each.event.kind)
+        events = super().append_all(happened)
+        for event in events:
+            if event.kind in self.after:
+                self.after[event.kind](event.kind)
+        return events
 
 
 class FakeEngine:

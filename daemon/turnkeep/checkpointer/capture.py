@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
+from turnkeep_store.blobcache import CachingSink
 from turnkeep_store.diff import diff
 from turnkeep_store.ids import Digest, TreeId
 from turnkeep_store.lease import Lease
@@ -218,7 +219,8 @@ class Checkpointer:
         repository, writer = self._repository, inspection.writer
         turn = TurnNumber(metadata.get("checkpoint", {}).get("turn", 0))
         try:
-            tree = archive_places(writer, repository, capture.readings, baseline, inspection.view)
+            kept_too = CachingSink(writer, self.states.cache)
+            tree = archive_places(kept_too, repository, capture.readings, baseline, inspection.view)
             kept = commit_images(writer, tree.tree, capture.dump, capture.reused, baseline.prints, turn)
             writer.flush()
             deltas = diff(repository, baseline.tree, tree.tree)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from turnkeep_store.blobcache import CachingSink
 from turnkeep_store.ids import TreeId
 from turnkeep_store.kinds import BlobKind
 from turnkeep_store.tree import Directory, Entry, NodeType
@@ -14,7 +15,6 @@ from turnkeep_store.writer import BlobWriter
 
 from turnkeep.model import Fidelity, ProcessImage, TurnNumber
 from turnkeep.process import archive
-from turnkeep.process.cache import CachingSink
 from turnkeep.process.dumping import BOTH, IN_SANDBOX, WHOLE, WHOLE_KIND, Dump
 from turnkeep.process.quiet import TreePrint
 

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import structlog
+from turnkeep_store.blobcache import BlobCache, CachingSource
 from turnkeep_store.ids import Digest, TreeId
 from turnkeep_store.repository import Repository
 from turnkeep_store.restorer import Source
+from turnkeep_store.tree import Directory
 from turnkeep_store.writer import HashOnlySink
 
 from turnkeep.checkpointer.arena import CopyAhead
@@ -54,6 +56,17 @@ class State:
     baseline: Baseline
 
 
+class _Cached(CachingSource):
+    """The repository, and what was stored in it or read lately from memory."""
+
+    def __init__(self, repository: Repository, cache: BlobCache) -> None:
+        super().__init__(repository, cache)
+        self._repository = repository
+
+    def read_directory(self, tree: TreeId) -> Directory:
+        return self._repository.read_directory(tree)
+
+
 class States:
     """Looks at what any sandbox holds. Used from many threads."""
 
@@ -64,7 +77,8 @@ class States:
         rules: Classify,
         tracked: TrackedFolders | None = None,
     ) -> None:
-        self._repository = repository
+        self.cache = BlobCache(limits.cache_bytes)
+        self._source = _Cached(repository, self.cache)
         self._limits = limits
         self._rules = rules
         self.host_folders = HostFolders()
@@ -95,11 +109,11 @@ class States:
         if none is given. The caller keeps the sandbox still.
         """
         known = baseline or Baseline()
-        return self._state(self._look(view, known, source or self._repository), known)
+        return self._state(self._look(view, known, source or self._source), known)
 
     def look(self, view: ContainerView, baseline: Baseline | None) -> Look:
         """Look at what is there while the sandbox may run; `confirm` it inside a freeze."""
-        return self._look(view, baseline or Baseline(), self._repository)
+        return self._look(view, baseline or Baseline(), self._source)
 
     def confirm(self, look: Look, baseline: Baseline | None) -> State:
         """Return what is there, inside a freeze, as a tree, storing nothing.
@@ -128,8 +142,8 @@ class States:
         )
         if baseline.tree is None or not exact:
             return None
-        source = HashOnlySink(self._repository)
-        return State(baseline.tree, self._repository.read_directory(baseline.tree).digest(), source, baseline)
+        source = HashOnlySink(self._source)
+        return State(baseline.tree, self._source.read_directory(baseline.tree).digest(), source, baseline)
 
     def after_writing(self, view: ContainerView, state: State, touched: Mapping[bytes, Trail]) -> State:
         """Return what is there after `touched` was written in a freeze in which `state` was there.
@@ -180,7 +194,7 @@ class States:
 
     def audit(self, view: ContainerView, baseline: Baseline) -> Audit:
         """Compare what was followed with a scan of everything, while the sandbox may run; change nothing."""
-        sink = HashOnlySink(self._repository)
+        sink = HashOnlySink(self._source)
         reader = self.reader(view, CopyAhead(sink, self._limits.arena_bytes))
         reader.audit = True
         reader.look_for_mappings()

@@ -6,13 +6,14 @@ import asyncio
 import functools
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 from turnkeep_store.repository import Repository
 
 from turnkeep.checkpointer.capture import Checkpointer
 from turnkeep.config import Config
+from turnkeep.coordinator.grouping import GroupCommit
 from turnkeep.journal import Journal
 from turnkeep.process.engine import Processes
 from turnkeep.runtime.engine import Engine
@@ -68,6 +69,10 @@ class Deps:
     freezer: Freezer
     pools: Pools
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+    commits: GroupCommit = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.commits = GroupCommit(self.journal, self.pools.journal)
 
 
 async def to_its_end(work: Coroutine[Any, Any, T]) -> T:

@@ -13,7 +13,7 @@ from turnkeep.coordinator.deps import Deps, run, to_its_end
 from turnkeep.errors import (
     TurnNotFound,
 )
-from turnkeep.journal import Change, put_sandbox, put_turn
+from turnkeep.journal import Change, Happened, put_sandbox, put_turn
 from turnkeep.model import (
     NO_TURN,
     ContainerState,
@@ -205,16 +205,15 @@ class SandboxState:
         changes: Iterable[Change] = (),
     ) -> Event:
         """Journal something about this sandbox, durably, and wake who waits for it."""
-        event = await run(
-            self.deps.pools.journal,
-            self.deps.journal.append,
+        happened = Happened.of(
             kind,
             message,
             sandbox=self.record,
             turn=turn.number if turn is not None else NO_TURN,
             details=details,
-            changes=tuple(changes),
+            changes=changes,
         )
+        event = await self.deps.commits.append(happened)
         await self._notify()
         return event
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from turnkeep_store.blobcache import BlobCache
+
 from turnkeep.config import ProcessSettings
 from turnkeep.errors import (
     BadImages,
@@ -19,7 +21,6 @@ from turnkeep.errors import (
 )
 from turnkeep.model import ProcessLine, ProcessTree
 from turnkeep.process import archive, whole
-from turnkeep.process.cache import BlobCache
 from turnkeep.process.findings import Findings, Kind, Tie
 from turnkeep.process.launch import Place
 from turnkeep.process.memory import MemoryPrint

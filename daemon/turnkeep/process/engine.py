@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from turnkeep_store.blobcache import BlobCache
+
 from turnkeep.config import ProcessSettings
 from turnkeep.errors import (
     CriuFailed,
@@ -19,7 +21,6 @@ from turnkeep.errors import (
     TurnkeepError,
     Unsupported,
 )
-from turnkeep.process.cache import BlobCache
 from turnkeep.process.criu import find_criu
 from turnkeep.process.dumping import (
     Dump,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from turnkeep_store.beneath import open_beneath
+from turnkeep_store.blobcache import CachingSource
 from turnkeep_store.errors import StoreError
 from turnkeep_store.ids import TreeId
 from turnkeep_store.repository import Repository
@@ -21,7 +22,6 @@ from turnkeep.checkpointer.images import boot_id
 from turnkeep.errors import InternalError, InvalidRequest, RestoreFailed
 from turnkeep.model import ProcessImage, ProcessLine, ProcessTree
 from turnkeep.process import archive
-from turnkeep.process.cache import CachingSource
 from turnkeep.process.confinement import Confinement, compare
 from turnkeep.process.dumping import INIT_FD, WHOLE_KIND
 from turnkeep.process.engine import Processes, require_own_proc

@@ -1,4 +1,4 @@
-"""The newest images' content in memory, so that going back to them reads no disk."""
+"""Content that was stored or read lately in memory, so that going back to it reads no disk."""
 
 from __future__ import annotations
 
