@@ -21,10 +21,12 @@ class CountedJournal(Journal):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.groups: list[int] = []
+        self.entered = threading.Event()
         self.may_go = threading.Event()
 
     def append_all(self, happened: Sequence[Happened]) -> list[Event]:
         self.groups.append(len(happened))
+        self.entered.set()
         assert self.may_go.wait(60)
         return super().append_all(happened)
 
@@ -39,8 +41,7 @@ async def test_what_waits_goes_together(journal: CountedJournal) -> None:
     with ThreadPoolExecutor(1) as pool:
         commits = GroupCommit(journal, pool)
         first = asyncio.create_task(commits.append(Happened.of("a", "0")))
-        while not journal.groups:
-            await asyncio.sleep(0)
+        assert await asyncio.to_thread(journal.entered.wait, 60)
         others = [asyncio.create_task(commits.append(Happened.of("a", str(each)))) for each in range(1, 9)]
         await asyncio.sleep(0)
         journal.may_go.set()
@@ -66,8 +67,7 @@ async def test_a_caller_that_is_cancelled_leaves_its_event(journal: CountedJourn
     with ThreadPoolExecutor(1) as pool:
         commits = GroupCommit(journal, pool)
         task = asyncio.create_task(commits.append(Happened.of("a", "kept")))
-        while not journal.groups:
-            await asyncio.sleep(0)
+        assert await asyncio.to_thread(journal.entered.wait, 60)
         task.cancel()
         await asyncio.sleep(0)
         journal.may_go.set()
