@@ -56,7 +56,7 @@ def diff(source: Directories, a: TreeId | None, b: TreeId | None) -> Iterator[De
         entry = after or before
         assert entry is not None
         names.append(entry.name)
-        if before is None or after is None or _attributes(before) != _attributes(after):
+        if before is None or after is None or attributes(before) != attributes(after):
             yield Delta(b"/".join(names), before, after)
         old = before.subtree if before else None
         new = after.subtree if after else None
@@ -86,7 +86,8 @@ def _pairs(source: Directories, a: TreeId | None, b: TreeId | None) -> Iterator[
         yield before.get(name), after.get(name)
 
 
-def _attributes(entry: Entry) -> tuple[object, ...]:
+def attributes(entry: Entry) -> tuple[object, ...]:
+    """Return all that an entry says, but its name and what lies beneath it."""
     return (
         entry.type,
         entry.mode,

@@ -12,14 +12,13 @@ from typing import Any
 import structlog
 from turnkeep_store.blobcache import CachingSink
 from turnkeep_store.diff import diff
-from turnkeep_store.ids import Digest, TreeId
 from turnkeep_store.lease import Lease
 from turnkeep_store.repository import Repository
 from turnkeep_store.snapshot import Snapshot
 from turnkeep_store.writer import BlobWriter, HashOnlySink
 
 from turnkeep.checkpointer.arena import CopyAhead
-from turnkeep.checkpointer.changes import count, image_of, is_in, only_folder_time
+from turnkeep.checkpointer.changes import count, image_of, is_in, net_changes, only_folder_time
 from turnkeep.checkpointer.images import commit_images, fidelity_of
 from turnkeep.checkpointer.inspection import (
     PlaceReading,
@@ -301,7 +300,7 @@ class Checkpointer:
             if not self.states.is_still(inspection.readings, inspection.processes, processes, view):
                 # The freeze itself wakes some; what they may have written since is read again.
                 self._read_all_again(inspection, baseline)
-                if self._differs(inspection, baseline):
+                if baseline.tree is None or self._net_changes(inspection.readings, baseline, view):
                     return None
             if freeze is not None:
                 freeze.check()
@@ -337,28 +336,43 @@ class Checkpointer:
             for reading in inspection.readings
         ]
 
-    def _differs(self, inspection: Inspection, baseline: Baseline) -> bool:
-        """Whether the files as they were read are not those of the baseline."""
+    def _net_changes(
+        self, readings: list[PlaceReading], baseline: Baseline, view: ContainerView
+    ) -> list[bytes]:
+        """Return the paths whose state is not the last checkpoint's; none without one."""
         if baseline.tree is None:
-            return True
+            return []
+        old = self._repository.read_directory(baseline.tree)
+        slots = [reading.place.slot for reading in readings]
+        if old.entries.keys() <= set(slots) <= baseline.places.keys():
+            return [
+                path
+                for reading in readings
+                for path in net_changes(
+                    reading,
+                    view.image_view(reading.place),
+                    baseline.place(reading.place.slot),
+                    self._repository,
+                    old.entries.get(reading.place.slot),
+                )
+            ]
+        # What is gone from a place that was never read here, only its whole tree tells.
         sink = HashOnlySink(self._repository)
-        tree = archive_places(sink, sink, inspection.readings, baseline, inspection.view)
-        return tree.digest != self._digest(baseline.tree)
+        tree = archive_places(sink, sink, readings, baseline, view)
+        if tree.digest == old.digest():
+            return []
+        image = image_of(view)
+        found = diff(sink, baseline.tree, tree.tree)
+        return [delta.path for delta in found if not only_folder_time(delta, image)]
 
     def _decide(self, inspection: Inspection, baseline: Baseline) -> None:
         """Set the decision and the changed paths of an inspection."""
         view = inspection.view
         unsure = []
         is_stateful = self.states.stateful(view)
-        deltas: list[bytes] = []
         if baseline.tree is None:
             unsure.append("there is no checkpoint to compare with")
-        image = image_of(view)
-        sink = HashOnlySink(self._repository)
-        tree = archive_places(sink, sink, inspection.readings, baseline, view)
-        if baseline.tree is not None and tree.digest != self._digest(baseline.tree):
-            found = diff(sink, baseline.tree, tree.tree)
-            deltas = [delta.path for delta in found if not only_folder_time(delta, image)]
+        deltas = self._net_changes(inspection.readings, baseline, view)
         for reading in inspection.readings:
             torn = [
                 path
@@ -386,6 +400,3 @@ class Checkpointer:
             stateful_running=running,
         )
         inspection.decision = classify(evidence, self._rules.caches)
-
-    def _digest(self, tree: TreeId) -> Digest:
-        return self._repository.read_directory(tree).digest()

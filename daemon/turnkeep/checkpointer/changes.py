@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from turnkeep_store.archiver import Change, Remove, TreeSource, Upsert, same_attributes
-from turnkeep_store.diff import Delta
+from turnkeep_store.archiver import Change, Remove, TreeSource, Upsert, extents_of, same_attributes
+from turnkeep_store.diff import Delta, attributes
 from turnkeep_store.ids import TreeId
 from turnkeep_store.layers import LayerView
 from turnkeep_store.overlay import RawChange, normalise, tree_folder
-from turnkeep_store.tree import Entry, NodeType
+from turnkeep_store.tree import Directory, Entry, NodeType
 
 from turnkeep.checkpointer.inspection import PlaceReading, opaque_now
 from turnkeep.checkpointer.view import ContainerView, PlaceBaseline
@@ -33,6 +33,53 @@ def changes(
         Remove(change.path) if change.entry is None else Upsert(change.path, change.entry, change.segments)
         for change in raw
     ]
+
+
+def net_changes(
+    reading: PlaceReading,
+    image: LayerView | None,
+    baseline: PlaceBaseline,
+    source: TreeSource,
+    old: Entry | None,
+) -> list[bytes]:
+    """Return the paths, from the top of the sandbox's tree, whose state is not that of the tree entry `old`.
+
+    It is what differs between that tree and the one that a checkpoint would have,
+    without building that; folders that differ in time only are left out. The place
+    was read against a baseline of its own.
+    """
+    slot = reading.place.slot
+    found = [] if old is not None and same_attributes(old, reading.root) else [slot]
+    if reading.place.is_file:
+        read = reading.reads.get(b"")
+        same = read is None or read.change.entry is None or _is_same(old, _content_of(read.change))
+        return found if same else [slot]
+    parent = old.subtree if old is not None else None
+    folders: dict[bytes, Directory] = {}
+    for change in changes(reading, image, baseline, source, parent):
+        head, _, name = change.path.rpartition(b"/")
+        if head not in folders:
+            folders[head] = tree_folder(source, parent, head)
+        before = folders[head].entries.get(name)
+        after = None if isinstance(change, Remove) else _content_of(change)
+        delta = Delta(slot + b"/" + change.path, before, after)
+        if not _is_same(before, after) and not only_folder_time(delta, image):
+            found.append(delta.path)
+    return found
+
+
+def _content_of(change: Upsert | RawChange) -> Entry:
+    """Return an entry as the tree would hold it, its content named."""
+    assert change.entry is not None
+    if change.segments is None:
+        return change.entry
+    return replace(change.entry, content=extents_of(change.segments(), change.entry.size))
+
+
+def _is_same(before: Entry | None, after: Entry | None) -> bool:
+    if before is None or after is None:
+        return before is after
+    return attributes(before) == attributes(after)
 
 
 def _compared(change: RawChange, reading: PlaceReading, baseline: PlaceBaseline) -> RawChange:
