@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import grp
 import os
 import signal
@@ -56,6 +57,7 @@ log = structlog.get_logger()
 SERVICE = pb.DESCRIPTOR.services_by_name["Turnkeep"].full_name
 _MESSAGE_BYTES = 80 * 1024 * 1024
 _GRACE_S = 10.0
+_GARBAGE_THRESHOLDS = 50_000, 20, 50
 _EVENTS_RETRY_S = 2.0
 _SWEEP_S = 30.0
 
@@ -161,6 +163,17 @@ def _open_journal(path: Path) -> Journal:
         os.umask(old_mask)
 
 
+def _collect_rarely() -> None:
+    """Have Python look for garbage in cycles rarely, and never among what lives as long as the daemon.
+
+    A look takes milliseconds where the tables of large sandboxes are, and it would
+    come just where many objects are made: in the middle of a freeze, say.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GARBAGE_THRESHOLDS)
+
+
 def _not_yet(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     raise AssertionError("spawned before the daemon runs")
 
@@ -206,6 +219,7 @@ async def _run(deps: Deps, group: asyncio.TaskGroup, stop: asyncio.Event) -> Non
         pid=os.getpid(),
         sandboxes=len(registry.sandboxes),
     )
+    _collect_rarely()
     await stop.wait()
     log.info("stopping")
     _notify_systemd("STOPPING=1")

@@ -45,6 +45,9 @@ class Remove:
 
 Change = Upsert | Remove
 
+Keep = Callable[[TreeId, Directory, int], None]
+"""Takes a folder that was put, with the length of its encoding (`Repository.remember`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Archived:
@@ -75,12 +78,14 @@ def archive(
     parent: TreeId | None,
     changes: Iterable[Change],
     image: LayerView | None = None,
+    keep: Keep | None = None,
 ) -> Archived:
     """Apply `changes` to the tree `parent` and return the new tree.
 
     Every folder that a change lies in must be in the parent or among the
     changes. With `image`, a folder that names nothing any more and equals the
-    image's is left out, as the normal form wants it.
+    image's is left out, as the normal form wants it. `keep` is given each folder
+    that was put.
 
     Raises:
         StoreError: a change lies in no folder, or the sink or source failed.
@@ -103,10 +108,18 @@ def archive(
     built: dict[bytes, Directory] = {}
     for node, directory in reversed(order):
         for name, child in node.children.items():
-            _apply(sink, directory, name, child, built.pop(child.path, None), image)
+            _apply(sink, directory, name, child, built.pop(child.path, None), image, keep)
         built[node.path] = directory
     final = built[b""]
-    return Archived(TreeId(sink.put(final.encode(), BlobKind.TREE)), final.digest())
+    return Archived(_put(sink, final, keep), final.digest())
+
+
+def _put(sink: BlobSink, directory: Directory, keep: Keep | None) -> TreeId:
+    data = directory.encode()
+    tree = TreeId(sink.put(data, BlobKind.TREE))
+    if keep is not None:
+        keep(tree, directory, len(data))
+    return tree
 
 
 def _place(nodes: dict[bytes, _Node], change: Change) -> None:
@@ -139,6 +152,7 @@ def _apply(
     node: _Node,
     below: Directory | None,
     image: LayerView | None,
+    keep: Keep | None,
 ) -> None:
     """Change one name in `directory`, whose changed children are in `below`."""
     entry = directory.entries.get(name)
@@ -164,8 +178,7 @@ def _apply(
         return
     if below is not None or entry.subtree is None:
         below = below or Directory()
-        subtree = TreeId(sink.put(below.encode(), BlobKind.TREE))
-        entry = replace(entry, subtree=subtree, digest=below.digest())
+        entry = replace(entry, subtree=_put(sink, below, keep), digest=below.digest())
     if image is not None and entry.digest == EMPTY_DIGEST and _as_image(image, node.path, entry):
         directory.entries.pop(name, None)
         return

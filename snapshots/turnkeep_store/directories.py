@@ -32,11 +32,15 @@ class DirectoryCache:
                 return kept[1]
         data = self._source.get(BlobId(tree))
         directory = Directory.decode(data)
+        self.add(tree, directory, len(data))
+        return directory
+
+    def add(self, tree: TreeId, directory: Directory, length: int) -> None:
+        """Keep a directory, whose encoding is so long. Nobody may change it any more."""
         with self._lock:
             if tree not in self._kept:
-                self._kept[tree] = (len(data), directory)
-                self._bytes += len(data)
+                self._kept[tree] = (length, directory)
+                self._bytes += length
             while self._bytes > self._limit:
-                _, (length, _) = self._kept.popitem(last=False)
-                self._bytes -= length
-        return directory
+                _, (dropped, _) = self._kept.popitem(last=False)
+                self._bytes -= dropped

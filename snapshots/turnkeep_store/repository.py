@@ -208,6 +208,10 @@ class Repository:
         """Return a directory. It is shared with other readers: do not change it."""
         return self._directories.get(tree)
 
+    def remember(self, tree: TreeId, directory: Directory, length: int) -> None:
+        """Keep a directory in memory that was just stored; nobody may change it any more."""
+        self._directories.add(tree, directory, length)
+
     def commit(
         self,
         writer: BlobWriter,

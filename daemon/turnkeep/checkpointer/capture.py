@@ -11,7 +11,8 @@ from typing import Any
 
 import structlog
 from turnkeep_store.blobcache import CachingSink
-from turnkeep_store.diff import diff
+from turnkeep_store.diff import Delta, diff
+from turnkeep_store.ids import TreeId
 from turnkeep_store.lease import Lease
 from turnkeep_store.repository import Repository
 from turnkeep_store.snapshot import Snapshot
@@ -59,6 +60,7 @@ class Inspection:
     ahead: CopyAhead
     reader: Reader
     changed: set[bytes] = field(default_factory=set)
+    deltas: list[Delta] = field(default_factory=list)
     only_woke: bool = False
     dump: Dump | None = None
 
@@ -219,11 +221,12 @@ class Checkpointer:
         turn = TurnNumber(metadata.get("checkpoint", {}).get("turn", 0))
         try:
             kept_too = CachingSink(writer, self.states.cache)
-            tree = archive_places(kept_too, repository, capture.readings, baseline, inspection.view)
+            tree = archive_places(
+                kept_too, repository, capture.readings, baseline, inspection.view, keep=repository.remember
+            )
             kept = commit_images(writer, tree.tree, capture.dump, capture.reused, baseline.prints, turn)
             writer.flush()
-            deltas = diff(repository, baseline.tree, tree.tree)
-            changed_files, changed_bytes = count(deltas, image_of(inspection.view))
+            changed_files, changed_bytes = self._count(capture, baseline, tree.tree)
             stored = writer.stats.stored_bytes
             snapshot = repository.commit(
                 writer,
@@ -336,9 +339,19 @@ class Checkpointer:
             for reading in inspection.readings
         ]
 
+    def _count(self, capture: Capture, baseline: Baseline, tree: TreeId) -> tuple[int, int]:
+        """Return how many paths a capture changed, and their bytes."""
+        inspection = capture.inspection
+        image = image_of(inspection.view)
+        if baseline.tree is None:
+            return count(diff(self._repository, None, tree), image)
+        if capture.readings is inspection.readings:
+            return count(inspection.deltas, image)
+        return count(self._net_changes(capture.readings, baseline, inspection.view), image)
+
     def _net_changes(
         self, readings: list[PlaceReading], baseline: Baseline, view: ContainerView
-    ) -> list[bytes]:
+    ) -> list[Delta]:
         """Return the paths whose state is not the last checkpoint's; none without one."""
         if baseline.tree is None:
             return []
@@ -346,9 +359,9 @@ class Checkpointer:
         slots = [reading.place.slot for reading in readings]
         if old.entries.keys() <= set(slots) <= baseline.places.keys():
             return [
-                path
+                delta
                 for reading in readings
-                for path in net_changes(
+                for delta in net_changes(
                     reading,
                     view.image_view(reading.place),
                     baseline.place(reading.place.slot),
@@ -363,7 +376,7 @@ class Checkpointer:
             return []
         image = image_of(view)
         found = diff(sink, baseline.tree, tree.tree)
-        return [delta.path for delta in found if not only_folder_time(delta, image)]
+        return [delta for delta in found if not only_folder_time(delta, image)]
 
     def _decide(self, inspection: Inspection, baseline: Baseline) -> None:
         """Set the decision and the changed paths of an inspection."""
@@ -381,7 +394,8 @@ class Checkpointer:
             ]
             if torn:
                 unsure.append(f"{len(torn)} files were being written")
-        inspection.changed = set(deltas)
+        inspection.deltas = deltas
+        inspection.changed = {delta.path for delta in deltas}
         if baseline.processes is None:
             described = tuple(
                 f"{process} (running)"
@@ -394,7 +408,7 @@ class Checkpointer:
             described = seen.describe()
         running = sum(is_stateful(process) for process in inspection.processes.processes.values())
         evidence = Evidence(
-            changed=[display(path) for path in deltas],
+            changed=[display(delta.path) for delta in deltas],
             processes=described,
             unsure=unsure,
             stateful_running=running,

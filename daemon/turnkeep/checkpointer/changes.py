@@ -41,7 +41,7 @@ def net_changes(
     baseline: PlaceBaseline,
     source: TreeSource,
     old: Entry | None,
-) -> list[bytes]:
+) -> list[Delta]:
     """Return the paths, from the top of the sandbox's tree, whose state is not that of the tree entry `old`.
 
     It is what differs between that tree and the one that a checkpoint would have,
@@ -49,11 +49,13 @@ def net_changes(
     was read against a baseline of its own.
     """
     slot = reading.place.slot
-    found = [] if old is not None and same_attributes(old, reading.root) else [slot]
+    found = [] if old is not None and same_attributes(old, reading.root) else [Delta(slot, old, reading.root)]
     if reading.place.is_file:
         read = reading.reads.get(b"")
-        same = read is None or read.change.entry is None or _is_same(old, _content_of(read.change))
-        return found if same else [slot]
+        if read is None or read.change.entry is None:
+            return found
+        now = _content_of(read.change)
+        return [] if _is_same(old, now) else [Delta(slot, old, now)]
     parent = old.subtree if old is not None else None
     folders: dict[bytes, Directory] = {}
     for change in changes(reading, image, baseline, source, parent):
@@ -64,7 +66,7 @@ def net_changes(
         after = None if isinstance(change, Remove) else _content_of(change)
         delta = Delta(slot + b"/" + change.path, before, after)
         if not _is_same(before, after) and not only_folder_time(delta, image):
-            found.append(delta.path)
+            found.append(delta)
     return found
 
 

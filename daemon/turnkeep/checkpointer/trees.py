@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from turnkeep_store.archiver import Archived, TreeSource, Upsert, archive
+from turnkeep_store.archiver import Archived, Keep, TreeSource, Upsert, archive
 from turnkeep_store.blobs import BlobSink
 from turnkeep_store.ids import BlobId, Digest, TreeId
 from turnkeep_store.kinds import BlobKind
@@ -31,6 +31,7 @@ def archive_places(
     baseline: Baseline,
     view: ContainerView,
     others: Directory | None = None,
+    keep: Keep | None = None,
 ) -> Tree:
     """Return the tree of a whole sandbox from readings of its places; `others` holds those not read."""
     old = source.read_directory(baseline.tree) if baseline.tree is not None else Directory()
@@ -41,7 +42,7 @@ def archive_places(
         scanned = reading.place.slot in baseline.places
         entry = old.entries.get(reading.place.slot) if scanned else None
         top.entries[reading.place.slot] = _archive_place(
-            sink, source, reading, entry, baseline.place(reading.place.slot), view
+            sink, source, reading, entry, baseline.place(reading.place.slot), view, keep
         )
     return Tree(TreeId(sink.put(top.encode(), BlobKind.TREE)), top.digest())
 
@@ -53,6 +54,7 @@ def _archive_place(
     old: Entry | None,
     baseline: PlaceBaseline,
     view: ContainerView,
+    keep: Keep | None,
 ) -> Entry:
     if reading.place.is_file:
         read = reading.reads.get(b"")
@@ -65,7 +67,7 @@ def _archive_place(
     image = view.image_view(reading.place)
     changed = changes(reading, image, baseline, source, parent)
     if changed or parent is None:
-        built = archive(sink, source, parent, changed, image)
+        built = archive(sink, source, parent, changed, image, keep)
     else:
         assert old is not None
         assert old.digest is not None
