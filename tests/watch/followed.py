@@ -10,7 +10,7 @@ from turnkeep.watch.look import look_again
 from turnkeep.watch.open_files import writable_files
 from turnkeep.watch.scan import mapped_files, scan
 from turnkeep.watch.table import Sight, Status
-from turnkeep.watch.tracker import Touched, Tracker
+from turnkeep.watch.tracker import Touched, Tracker, Watch
 
 from tests.files.overlays import Overlay
 
@@ -22,12 +22,10 @@ class Followed:
     """
 
     def __init__(self, tracker: Tracker, overlay: Overlay) -> None:
-        watch = tracker.watch(str(overlay.upper))
-        assert watch is not None, tracker.why_not(str(overlay.upper))
         self.root = overlay.merged
         self.upper = overlay.upper
-        self.overlay = overlay
-        self.watch = watch
+        self.tracker = tracker
+        self.watch = self._begun()
         self.known = Sight()
         self._fd = os.open(overlay.upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.start_over()
@@ -36,6 +34,12 @@ class Followed:
         """Stop following it."""
         self.watch.close()
         os.close(self._fd)
+
+    def begin_again(self) -> None:
+        """Follow it anew."""
+        self.watch.close()
+        self.watch = self._begun()
+        self.start_over()
 
     def start_over(self) -> None:
         """Know what a scan finds."""
@@ -83,6 +87,11 @@ class Followed:
         """Keep the thread from reading what the kernel queues."""
         with self.watch._group.lock:
             yield
+
+    def _begun(self) -> Watch:
+        watch = self.tracker.watch(str(self.upper))
+        assert watch is not None, self.tracker.why_not(str(self.upper))
+        return watch
 
     def _look_at(self, touched: Touched, pids: Iterable[int]) -> None:
         pids = list(pids)
