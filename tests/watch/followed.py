@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from turnkeep.watch.look import look_again
 from turnkeep.watch.open_files import writable_files
@@ -124,3 +125,27 @@ def differences(
         for path in one.keys() | other.keys()
         if one.get(path) != other.get(path)
     }
+
+
+@contextmanager
+def compared(watch: Watch, root: Path) -> Iterator[Callable[[], None]]:
+    """Give a function that looks again at a followed folder, and compares that with a scan."""
+    fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    watch.collect()
+    known = Sight(scan(fd, overlay=False).files)
+
+    def look() -> None:
+        nonlocal known
+        touched = watch.collect()
+        assert touched.complete, touched.why
+        found = look_again(fd, known, touched.paths, touched.deep, touched.inodes, overlay=False)
+        now = known.changed(found)
+        missed = differences(dict(now.items()), scan(fd, overlay=False).files)
+        assert not missed, f"not found: {missed}\n{touched}"
+        now.fold()
+        known = now
+
+    try:
+        yield look
+    finally:
+        os.close(fd)
