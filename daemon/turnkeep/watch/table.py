@@ -80,6 +80,10 @@ class _Index:
         if names == path or not names:
             self.names.pop(status[_INODE], None)
 
+    def shares(self, status: Status) -> bool:
+        """Whether a status is of an inode that has several names, here or elsewhere."""
+        return is_linked(status) or (has_inode(status) and isinstance(self.names.get(status[_INODE]), set))
+
     def names_of(self, inode: int) -> set[bytes]:
         names = self.names.get(inode, ())
         return {names} if isinstance(names, bytes) else set(names)
@@ -120,6 +124,10 @@ class Table:
         """Return the names of a file by its inode."""
         return self._index.names_of(inode)
 
+    def shares(self, status: Status) -> bool:
+        """Whether a status is of an inode that has several names, here or elsewhere."""
+        return self._index.shares(status)
+
     def named_elsewhere(self) -> frozenset[int]:
         """Return the inodes of files that have more names than those here."""
         return frozenset(self._named_elsewhere)
@@ -131,11 +139,14 @@ class Table:
         for path, status in changes:
             before = self._files.pop(path, None)
             if before is not None:
+                if self._index.shares(before):
+                    linked.add(before[_INODE])
                 self._index.remove(path, before)
             if status is not None:
                 self._files[path] = status
                 self._index.add(path, status)
-            linked.update(each[_INODE] for each in (before, status) if each is not None and is_linked(each))
+                if self._index.shares(status):
+                    linked.add(status[_INODE])
         self._count_names(linked)
 
     def _count_names(self, inodes: Iterable[int]) -> None:
@@ -216,10 +227,11 @@ class Sight:
 
         What is done to them by those is seen nowhere beneath it.
         """
-        inodes = set(self._base().named_elsewhere())
+        table = self._base()
+        inodes = set(table.named_elsewhere())
         for path, status in self._changes.items():
-            for each in (status, self._base().get(path)):
-                if each is not None and is_linked(each):
+            for each in (status, table.get(path)):
+                if each is not None and (table.shares(each) or self._changed().shares(each)):
                     inodes.add(each[_INODE])
         return {inode for inode in inodes if _lacks_names(map(self.get, self.names(inode)))}
 
