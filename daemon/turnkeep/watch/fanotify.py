@@ -8,14 +8,19 @@ inode, which need not be one that is still there.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from dataclasses import dataclass
+
+from turnkeep.watch.kernel import checked, libc
 
 MODIFY, ATTRIB, CLOSE_WRITE = 0x2, 0x4, 0x8
 MOVED_FROM, MOVED_TO, CREATE, DELETE = 0x40, 0x80, 0x100, 0x200
 ON_FOLDER, OVERFLOW = 0x4000_0000, 0x4000
 MOVED = MOVED_FROM | MOVED_TO
+NAMING = MOVED | CREATE | DELETE
+"""What changes which names there are. Such events always tell the folder and the name."""
 
 _CLOEXEC, _NONBLOCK = 0x1, 0x2
 _REPORT_FID, _REPORT_DIR_FID, _REPORT_NAME, _REPORT_TARGET_FID = 0x200, 0x400, 0x800, 0x1000
@@ -24,27 +29,32 @@ _WATCHED = MODIFY | ATTRIB | CLOSE_WRITE | MOVED | CREATE | DELETE | ON_FOLDER
 
 _EVENT = struct.Struct("=IBBHQii")
 _INFO = struct.Struct("=BBH")
-_FILE_ID, _FOLDER_NAME = 1, 2
+_FILE_ID, _FOLDER_NAME, _FOLDER_ID = 1, 2, 3
 _FSID_BYTES = 8
 _HANDLE = struct.Struct("=Ii")
 _VERSION = 3
 
+QUEUED_BYTES = _EVENT.size
+"""What each event in the queue adds to FIONREAD, whatever its size."""
+
 _MAX_HANDLE_BYTES = 128
 _AT_EMPTY_PATH = 0x1000
-_INO32_GEN, _INO64_GEN = 1, 0x81
-"""Kinds of handles that begin with the inode's number (include/linux/exportfs.h): ext4 | xfs."""
+_INODE_BYTES = {(1, 8): 4, (0x81, 12): 8, (0x4D, 20): 8}
+"""How many bytes at the beginning of a handle are the inode's number, by its kind and length
+(include/linux/exportfs.h): ext4 and xfs, xfs with large numbers, btrfs."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fanotify_mark.argtypes = (
+_BUSY_RETRIES = 64
+
+libc.fanotify_mark.argtypes = (
     ctypes.c_int,
     ctypes.c_uint,
     ctypes.c_uint64,
     ctypes.c_int,
     ctypes.c_char_p,
 )
-_libc.fanotify_init.argtypes = (ctypes.c_uint, ctypes.c_uint)
-_libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
-_libc.name_to_handle_at.argtypes = (
+libc.fanotify_init.argtypes = (ctypes.c_uint, ctypes.c_uint)
+libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+libc.name_to_handle_at.argtypes = (
     ctypes.c_int,
     ctypes.c_char_p,
     ctypes.c_char_p,
@@ -74,7 +84,7 @@ def open_group() -> int:
     """
     reported = _REPORT_FID | _REPORT_DIR_FID | _REPORT_NAME | _REPORT_TARGET_FID
     flags = _CLOEXEC | _NONBLOCK | reported
-    return _checked(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC))
+    return checked(libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def mark_file_system(group: int, folder_fd: int) -> None:
@@ -83,7 +93,7 @@ def mark_file_system(group: int, folder_fd: int) -> None:
     Raises:
         OSError: the file system cannot, or there are too many marks.
     """
-    _checked(_libc.fanotify_mark(group, _MARK_ADD | _MARK_FILESYSTEM, _WATCHED, folder_fd, b"."))
+    checked(libc.fanotify_mark(group, _MARK_ADD | _MARK_FILESYSTEM, _WATCHED, folder_fd, b"."))
 
 
 def parse(data: bytes) -> list[Event]:
@@ -107,6 +117,8 @@ def parse(data: bytes) -> list[Event]:
             if kind == _FOLDER_NAME:
                 folder = data[handle_at:handle_end]
                 name = data[handle_end : data.index(b"\0", handle_end)]
+            elif kind == _FOLDER_ID:
+                folder, name = data[handle_at:handle_end], b"."
             elif kind == _FILE_ID:
                 file = data[handle_at:handle_end]
             at += size
@@ -124,7 +136,7 @@ def handle_of(fd: int) -> Handle:
     buffer = ctypes.create_string_buffer(_HANDLE.size + _MAX_HANDLE_BYTES)
     _HANDLE.pack_into(buffer, 0, _MAX_HANDLE_BYTES, 0)
     mount = ctypes.c_int()
-    _checked(_libc.name_to_handle_at(fd, b"", buffer, ctypes.byref(mount), _AT_EMPTY_PATH))
+    checked(libc.name_to_handle_at(fd, b"", buffer, ctypes.byref(mount), _AT_EMPTY_PATH))
     return buffer.raw[: _HANDLE.size + _HANDLE.unpack_from(buffer, 0)[0]]
 
 
@@ -134,21 +146,18 @@ def open_handle(mount_fd: int, handle: Handle) -> int:
     Raises:
         OSError: ESTALE if it is gone.
     """
-    return _checked(_libc.open_by_handle_at(mount_fd, handle, os.O_PATH | os.O_CLOEXEC))
+    for _ in range(_BUSY_RETRIES):
+        fd = libc.open_by_handle_at(mount_fd, handle, os.O_PATH | os.O_CLOEXEC)
+        if fd >= 0 or ctypes.get_errno() != errno.ENOMEM:
+            return checked(fd)
+        # It is gone, and its inode is being made into that of another file: ext4
+        # says so in this way until that is done (iget_locked, I_CREATING).
+        os.sched_yield()
+    return checked(fd)
 
 
 def inode_of(handle: Handle) -> int | None:
     """Return the inode number that a handle begins with; None where that cannot be told from it."""
     length, kind = _HANDLE.unpack_from(handle)
-    if kind == _INO32_GEN and length == 8:
-        return int.from_bytes(handle[8:12], "little")
-    if kind == _INO64_GEN and length == 12:
-        return int.from_bytes(handle[8:16], "little")
-    return None
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
+    size = _INODE_BYTES.get((kind, length))
+    return None if size is None else int.from_bytes(handle[_HANDLE.size : _HANDLE.size + size], "little")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import stat
 from collections.abc import Collection, Iterable
@@ -13,6 +14,7 @@ from turnkeep.watch.scan import status_of, too_many, walk
 from turnkeep.watch.table import WHITEOUT, Sight, Status, folder_of, is_folder, is_linked
 
 _INODE = 1
+_BY_FOLDER = operator.methodcaller("rpartition", b"/")
 
 
 def look_again(
@@ -30,9 +32,10 @@ def look_again(
 
     If nothing but `touched`, what lies beneath `deep`, and files known by
     `inodes` has changed since `known`, then `known` with this is what a scan
-    would find now. Looked at are these paths, the folders they lie in (whose times change with their names),
-    all beneath what became a folder, or another one, or ceased to be one, and
-    every other name of an inode among them.
+    would find now. Looked at are these paths, the folders they lie in (whose
+    times change with their names), all beneath what became a folder, or another
+    one, or ceased to be one, every other name of an inode among them, and files
+    that have names outside of the root.
 
     Raises:
         ResourceExhausted: there are more than `max_paths` paths now.
@@ -40,10 +43,10 @@ def look_again(
     work = _Work(root_fd, known, frozenset(deep), overlay=overlay, exclude=exclude, max_paths=max_paths)
     try:
         paths = set(touched)
-        for inode in inodes:
+        for inode in known.named_elsewhere().union(inodes):
             paths |= known.names(inode)
         paths |= {folder_of(path) for path in paths}
-        work.look(sorted(paths))
+        work.look(paths)
         work.look_at_other_names()
     finally:
         work.close()
@@ -79,7 +82,8 @@ class _Work:
 
     def look(self, paths: Iterable[bytes]) -> None:
         """Look at paths, and at all beneath them where that is in doubt."""
-        for path in paths:
+        # A folder before what lies in it, and that at one go.
+        for path in sorted(paths, key=_BY_FOLDER):
             if not path or path in self.found or self._is_excluded(path):
                 continue
             before, now = self._known.get(path), self._status(path)
@@ -90,7 +94,7 @@ class _Work:
                 if not same or path in self._deep:
                     self._walk(path)
                     self._look_for_gone(path)
-            elif was_folder:
+            elif was_folder or path in self._deep:
                 self._look_for_gone(path)
         if len(self._known) + len(self.found) > 2 * self._max_paths:
             raise too_many(self._max_paths)
@@ -100,7 +104,7 @@ class _Work:
         while self._linked:
             linked, self._linked = self._linked, set()
             others = {name for inode in linked for name in self._known.names(inode)}
-            self.look(sorted(others - self.found.keys()))
+            self.look(others - self.found.keys())
 
     def _note(self, path: bytes, status: Status | None) -> None:
         self.found[path] = status
@@ -131,7 +135,7 @@ class _Work:
         return any(path == each or path.startswith(each + b"/") for each in self._exclude)
 
     def _status(self, path: bytes) -> Status | None:
-        folder = self._open(folder_of(path))
+        folder = self._open(folder_of(path)) if self._is_seen(folder_of(path)) else -1
         if folder < 0:
             return None
         try:
@@ -141,6 +145,17 @@ class _Work:
         if self._overlay and stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
             return WHITEOUT
         return status_of(status)
+
+    def _is_seen(self, folder: bytes) -> bool:
+        """Whether a folder is one in what is found. One that came since then was not touched yet.
+
+        So that nothing is ever known to lie in what is not known to be a folder:
+        nobody would look for it there again.
+        """
+        if not folder:
+            return True
+        status = self.found[folder] if folder in self.found else self._known.get(folder)
+        return status is not None and is_folder(status)
 
     def _open(self, folder: bytes) -> int:
         """Return a descriptor of a folder, or -1; paths come sorted, so one is kept open."""

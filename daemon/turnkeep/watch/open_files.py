@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable
+import platform
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+
+from turnkeep.watch.kernel import system_call
 
 _WRITING = os.O_WRONLY | os.O_RDWR
 _DELETED = b" (deleted)"
+
+_SYS_KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272}.get(platform.machine())
+_FILES = 2
+"""What kcmp(2) is to compare: the tables of open files."""
+
+_GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 
 
 @dataclass(slots=True)
@@ -19,38 +29,76 @@ class WritableFiles:
 
 
 def writable_files(pids: Iterable[int]) -> WritableFiles:
-    """Return the files that processes hold open for writing.
+    """Return the files that processes hold open for writing, in any of their threads.
 
     A process that exits meanwhile has no open files any more. What is no file
-    with a path (a pipe, a socket) is left out; a device may be among them.
+    with a path (a pipe, a socket) is left out; a device may be among them. Not
+    found are files that are only on their way through a socket, or only
+    registered with an io_uring.
     """
     found = WritableFiles()
     for pid in pids:
-        try:
-            with os.scandir(f"/proc/{pid}/fdinfo") as listing:
-                numbers = [item.name for item in listing]
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-        for number in numbers:
-            _look_at(pid, number, found)
+        for task in _tables_of(pid):
+            try:
+                with os.scandir(f"{task}/fdinfo") as listing:
+                    numbers = [item.name for item in listing]
+            except _GONE:
+                continue
+            for number in numbers:
+                _look_at(task, number, found)
     return found
 
 
-def _look_at(pid: int, number: str, found: WritableFiles) -> None:
+def _tables_of(pid: int) -> Iterator[str]:
+    """Yield the folder in /proc of a task for each table of open files that a process has.
+
+    Threads share one. But any may have its own, and the first may have ended.
+    """
+    yield f"/proc/{pid}"
     try:
-        with open(f"/proc/{pid}/fdinfo/{number}", "rb", buffering=0) as file:
+        threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except _GONE:
+        return
+    for thread in threads:
+        if thread != pid and not _same_table(pid, thread):
+            yield f"/proc/{pid}/task/{thread}"
+
+
+def _same_table(one: int, other: int) -> bool:
+    if _SYS_KCMP is None:
+        return False
+    try:
+        return system_call(_SYS_KCMP, one, other, _FILES, 0, 0) == 0
+    except OSError:
+        return False
+
+
+def _look_at(task: str, number: str, found: WritableFiles) -> None:
+    try:
+        with open(f"{task}/fdinfo/{number}", "rb", buffering=0) as file:
             if not _writes(file.read(256)):
                 return
-        link = f"/proc/{pid}/fd/{number}"
-        path = os.readlink(os.fsencode(link))
-        if not path.startswith(b"/"):
+        link = f"{task}/fd/{number}"
+        path = _path_of(link)
+        if path is not None and not path.startswith(b"/"):
             return
-        found.paths.add(path)
-        if path.endswith(_DELETED):
+        if path is not None:
+            found.paths.add(path)
+        if path is None or path.endswith(_DELETED):
             # Also of one that was linked after it was made without a name (O_TMPFILE).
             found.inodes.add(os.stat(link).st_ino)
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+    except _GONE:
         return
+
+
+def _path_of(link: str) -> bytes | None:
+    """Return where a link in /proc leads to; None if that is too long to be told."""
+    try:
+        return os.readlink(os.fsencode(link))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        raise
 
 
 def _writes(info: bytes) -> bool:

@@ -8,19 +8,17 @@ about what was carried over to it, so this is tried out.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 
 from turnkeep.watch import fanotify
+from turnkeep.watch.kernel import system_call
 
 _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
 _CLOEXEC, _SET_STRING, _CREATE = 1, 1, 6
 _INDEX = "/sys/module/overlay/parameters/index"
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def why_not_seen(scratch: str) -> str:
@@ -46,21 +44,40 @@ def _has_index() -> bool:
 
 
 def _is_seen(merged: int, upper: int) -> bool:
-    """Whether a write through the overlay is reported before the file is closed."""
-    written = os.open("file", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=merged)
+    """Whether writes through the overlay are reported before the file is closed, and by which names."""
+    made = os.open("made", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=merged)
+    copied = os.open("copied", os.O_WRONLY | os.O_CLOEXEC, dir_fd=merged)
     group = fanotify.open_group()
     try:
         fanotify.mark_file_system(group, upper)
-        os.write(written, b"x")
+        os.write(made, b"x")
+        os.write(copied, b"x")
+        folder, seen = fanotify.handle_of(upper), set()
         with contextlib.suppress(BlockingIOError):
             while True:
                 for event in fanotify.parse(os.read(group, 65536)):
-                    if event.mask & fanotify.MODIFY and event.name == b"file" and event.file:
-                        return event.folder == fanotify.handle_of(upper)
-        return False
+                    if event.mask & fanotify.MODIFY and event.file:
+                        seen.add(event.file if is_temporary(event.name) else (event.folder, event.name))
+        # A copy may go on under the name that it had while it was made.
+        return (folder, b"made") in seen and not seen.isdisjoint(
+            {(folder, b"copied"), _handle_in(upper, "copied")}
+        )
     finally:
-        os.close(group)
-        os.close(written)
+        for fd in (group, made, copied):
+            os.close(fd)
+
+
+def is_temporary(name: bytes) -> bool:
+    """Whether a name is like those that overlayfs, and files without a name, have in a work folder."""
+    return name.startswith(b"#")
+
+
+def _handle_in(folder: int, name: str) -> fanotify.Handle:
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        return fanotify.handle_of(fd)
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -73,22 +90,15 @@ def _overlay(scratch: str) -> Iterator[tuple[int, int]]:
         layers = {key: os.path.join(folder, key) for key in ("lowerdir", "upperdir", "workdir")}
         for path in layers.values():
             os.mkdir(path)
-        context = _call(_SYS_FSOPEN, b"overlay", _CLOEXEC)
+        with open(os.path.join(layers["lowerdir"], "copied"), "wb") as file:
+            file.write(b"x")
+        context = system_call(_SYS_FSOPEN, b"overlay", _CLOEXEC)
         stack.callback(os.close, context)
         for key, path in layers.items():
-            _call(_SYS_FSCONFIG, context, _SET_STRING, key.encode(), os.fsencode(path), 0)
-        _call(_SYS_FSCONFIG, context, _CREATE, None, None, 0)
-        mount = _call(_SYS_FSMOUNT, context, _CLOEXEC, 0)
+            system_call(_SYS_FSCONFIG, context, _SET_STRING, key.encode(), os.fsencode(path), 0)
+        system_call(_SYS_FSCONFIG, context, _CREATE, None, None, 0)
+        mount = system_call(_SYS_FSMOUNT, context, _CLOEXEC, 0)
         stack.callback(os.close, mount)
         upper = os.open(layers["upperdir"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, upper)
         yield mount, upper
-
-
-def _call(number: int, *arguments: object) -> int:
-    converted = [ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]
-    result = int(_libc.syscall(ctypes.c_long(number), *converted))
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result

@@ -80,6 +80,10 @@ class _Index:
         if names == path or not names:
             self.names.pop(status[_INODE], None)
 
+    def shares(self, status: Status) -> bool:
+        """Whether a status is of an inode that has several names, here or elsewhere."""
+        return is_linked(status) or (has_inode(status) and isinstance(self.names.get(status[_INODE]), set))
+
     def names_of(self, inode: int) -> set[bytes]:
         names = self.names.get(inode, ())
         return {names} if isinstance(names, bytes) else set(names)
@@ -91,7 +95,7 @@ class Table:
     `version` grows with every change: a `Sight` of an earlier one is of no use.
     """
 
-    __slots__ = ("_files", "_index", "version")
+    __slots__ = ("_files", "_index", "_named_elsewhere", "version")
 
     def __init__(self, files: Mapping[bytes, Status] | None = None) -> None:
         self._files: dict[bytes, Status] = dict(files or {})
@@ -99,6 +103,8 @@ class Table:
         self.version = 0
         for path, status in self._files.items():
             self._index.add(path, status)
+        self._named_elsewhere: set[int] = set()
+        self._count_names({status[_INODE] for status in self._files.values() if is_linked(status)})
 
     def __len__(self) -> int:
         return len(self._files)
@@ -118,16 +124,43 @@ class Table:
         """Return the names of a file by its inode."""
         return self._index.names_of(inode)
 
+    def shares(self, status: Status) -> bool:
+        """Whether a status is of an inode that has several names, here or elsewhere."""
+        return self._index.shares(status)
+
+    def named_elsewhere(self) -> frozenset[int]:
+        """Return the inodes of files that have more names than those here."""
+        return frozenset(self._named_elsewhere)
+
     def change(self, changes: Iterable[tuple[bytes, Status | None]]) -> None:
         """Set the status of paths; None takes a path away."""
         self.version += 1
+        linked: set[int] = set()
         for path, status in changes:
             before = self._files.pop(path, None)
             if before is not None:
+                if self._index.shares(before):
+                    linked.add(before[_INODE])
                 self._index.remove(path, before)
             if status is not None:
                 self._files[path] = status
                 self._index.add(path, status)
+                if self._index.shares(status):
+                    linked.add(status[_INODE])
+        self._count_names(linked)
+
+    def _count_names(self, inodes: Iterable[int]) -> None:
+        for inode in inodes:
+            if _lacks_names(map(self.get, self.names(inode))):
+                self._named_elsewhere.add(inode)
+            else:
+                self._named_elsewhere.discard(inode)
+
+
+def _lacks_names(statuses: Iterable[Status | None]) -> bool:
+    """Whether an inode has more names than those with the given statuses."""
+    links = [status[_LINKS] for status in statuses if status is not None]
+    return max(links, default=0) > len(links)
 
 
 class Sight:
@@ -188,6 +221,19 @@ class Sight:
         """Return the names of a file by its inode."""
         kept = {path for path in self._base().names(inode) if path not in self._changes}
         return kept | self._changed().names_of(inode)
+
+    def named_elsewhere(self) -> set[int]:
+        """Return the inodes of files that have more names than those beneath the root.
+
+        What is done to them by those is seen nowhere beneath it.
+        """
+        table = self._base()
+        inodes = set(table.named_elsewhere())
+        for path, status in self._changes.items():
+            for each in (status, table.get(path)):
+                if each is not None and (table.shares(each) or self._changed().shares(each)):
+                    inodes.add(each[_INODE])
+        return {inode for inode in inodes if _lacks_names(map(self.get, self.names(inode)))}
 
     def first_name(self, path: bytes) -> bytes | None:
         """Return the first name of a path's inode, if it has several beneath the root; else None."""

@@ -105,6 +105,10 @@ class TrackedFolders:
         Inside a freeze this holds all that was done before it.
         """
         with self._lock:
+            watch = self._watches.get(path)
+            if watch is not None and watch.ended:
+                watch.close()
+                del self._watches[path]
             if path not in self._watches:
                 self._watches[path] = self.tracker.watch(path)
             watch = self._watches[path]

@@ -1,0 +1,1 @@
+"""Tests of following what changes: nothing that changed is left out."""
