@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bench.figures import Limit, Measure, Sections
 from bench.processes.boxes import MIB
-from bench.report import Limit, Measure, Sections
 
 _STOPPED_NS = {64 * MIB: 60_000_000}
 _TERMINAL_NS, _SERVER_NS = 100_000_000, 150_000_000

@@ -83,6 +83,8 @@ class Restores:
 
     def _not_saving(self) -> None:
         clocks = self._restore("restore", skip_safety_checkpoint=True)
+        if not self._daemon.clocks.complete:
+            return
         self._add("restore_read", clocks["read"])
         self._add("restore_vet", clocks["load"] - clocks["read"])
         self._add("restore_kill", clocks["kill"] + clocks["gone"])

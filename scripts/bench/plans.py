@@ -1,0 +1,55 @@
+"""How much a run measures: a little to see that it works, what fits into five minutes, or all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench import files, store
+from bench.figures import Part
+from bench.processes import run as processes
+from bench.scene import Scene
+from bench.sizes import run as sizes
+from bench.sizes.rows import MIB
+
+_FOR_EVER_S = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A plan for each part, and how long all of them may take together."""
+
+    seconds: float = _FOR_EVER_S
+    files: files.Plan = field(default_factory=files.Plan)
+    sizes: sizes.Plan = field(default_factory=sizes.Plan)
+    store: store.Plan = field(default_factory=store.Plan)
+    processes: processes.Plan = field(default_factory=processes.Plan)
+
+
+FULL = Plan()
+SHORT = Plan(
+    # What comes before and after the measuring has to fit into the five minutes, too.
+    seconds=250,
+    files=files.Plan(runs=10),
+    sizes=sizes.Plan(changed=(5, 100), runs=10, large=(1 * MIB, 64 * MIB), large_runs=3),
+    store=store.Plan(folders=("usr/share",), runs=5),
+    processes=processes.SHORT,
+)
+QUICK = Plan(
+    files=files.Plan(files=500, runs=3),
+    sizes=sizes.Plan(files=(100, 1_000), changed=(1, 5), runs=3, large=(1 * MIB,), large_runs=2),
+    store=store.Plan(folders=("usr/share/perl",), runs=2),
+    processes=processes.QUICK,
+)
+
+MEASURED: Mapping[str, Callable[[Scene, Any], Part]] = {
+    "files": files.measure,
+    "sizes": sizes.measure,
+    "store": store.measure,
+    "processes": processes.measure,
+}
+"""What measures each part, in the order of a run. A plan has a field of each name."""
+
+SHARES = {"files": 2, "sizes": 5, "store": 2, "processes": 4}
+"""How the time is shared out among the parts that are measured."""
