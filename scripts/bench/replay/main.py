@@ -25,7 +25,9 @@ from bench.replay.traces import Trace
 from bench.replay.waits import Waits
 
 _OUTPUT = traces.ROOT / "build" / "bench-replay.json"
-_QUICK_RUNS, _QUICK_TURNS, _QUICK_SCALE = 2, 8, 0.02
+_QUICK_RUNS, _QUICK_TURNS = 2, 8
+# The waits hide five times less than in life, so that a run ends in reasonable time.
+_SCALE, _QUICK_SCALE = 0.2, 0.02
 
 
 def main() -> int:
@@ -37,7 +39,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench-replay", description="Replay recorded agent runs with Turnkeep and without."
     )
-    options.add(parser, output=_OUTPUT)
+    options.add(parser, output=_OUTPUT, scale=_SCALE)
     found = parser.parse_args()
     options.settle(parser, found, runs=_QUICK_RUNS, turns=_QUICK_TURNS, scale=_QUICK_SCALE)
     return found

@@ -54,7 +54,7 @@ class Plan:
         return f"{turns} turns of {recorded} recorded and {len(self.synthetic)} synthetic runs"
 
 
-def add(parser: argparse.ArgumentParser, *, output: Path) -> None:
+def add(parser: argparse.ArgumentParser, *, output: Path, scale: float) -> None:
     """Add the options that both have."""
     add = parser.add_argument
     add("--traces", type=Path, help=f"folder or file of recorded runs ({traces.VARIABLE}, ../shared/traces)")
@@ -64,7 +64,7 @@ def add(parser: argparse.ArgumentParser, *, output: Path) -> None:
     add("--turns", type=int, help="play that many turns of each run (all)")
     add("--only", default="", help="play the runs with this in their names")
     add("--synthetic", choices=("yes", "no", "only"), default="yes", help="the runs written for this (yes)")
-    add("--scale", type=float, help="what the waits are multiplied by (0.2)")
+    add("--scale", type=float, default=scale, help=f"what the waits are multiplied by ({scale})")
     add("--seed", type=int, default=1, help="of all that is drawn (1)")
     add("--limit", type=float, default=60.0, help="seconds after which a command is cut off (60)")
     add("--quick", action="store_true", help="a few turns of few runs, to see that it works")
@@ -75,9 +75,8 @@ def settle(
     parser: argparse.ArgumentParser, found: argparse.Namespace, *, runs: int, turns: int, scale: float
 ) -> None:
     """Fill in what was not given, for a quick run or a whole one."""
-    if found.scale is None:
-        found.scale = scale if found.quick else 0.2
     if found.quick:
+        found.scale = min(found.scale, scale)
         found.runs, found.turns = found.runs or runs, found.turns or turns
     if any(value is not None and value < 1 for value in (found.runs, found.turns)) or found.limit <= 0:
         parser.error("--runs and --turns have to be 1 or more, --limit more than 0")
