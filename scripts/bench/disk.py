@@ -30,6 +30,12 @@ def content(folder: Path) -> tuple[int, int]:
     return names, size
 
 
+def used_bytes(root: Path) -> int:
+    """Return how much of a file system is taken up."""
+    status = os.statvfs(root)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+
 def forget(folder: Path) -> None:
     """Have the kernel drop what it keeps in memory of the files' content.
 

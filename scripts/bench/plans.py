@@ -8,6 +8,7 @@ from typing import Any
 
 from bench import files, store
 from bench.figures import Part
+from bench.peers import run as peers
 from bench.processes import run as processes
 from bench.scene import Scene
 from bench.sizes import run as sizes
@@ -23,6 +24,7 @@ class Plan:
     seconds: float = _FOR_EVER_S
     files: files.Plan = field(default_factory=files.Plan)
     sizes: sizes.Plan = field(default_factory=sizes.Plan)
+    peers: peers.Plan = field(default_factory=peers.Plan)
     store: store.Plan = field(default_factory=store.Plan)
     processes: processes.Plan = field(default_factory=processes.Plan)
 
@@ -33,12 +35,14 @@ SHORT = Plan(
     seconds=250,
     files=files.Plan(runs=10),
     sizes=sizes.Plan(changed=(5, 100), runs=10, large=(1 * MIB, 64 * MIB), large_runs=3),
+    peers=peers.Plan(files=(10_000,), runs=5),
     store=store.Plan(folders=("usr/share",), runs=5),
     processes=processes.SHORT,
 )
 QUICK = Plan(
     files=files.Plan(files=500, runs=3),
     sizes=sizes.Plan(files=(100, 1_000), changed=(1, 5), runs=3, large=(1 * MIB,), large_runs=2),
+    peers=peers.Plan(files=(100, 1_000), runs=2),
     store=store.Plan(folders=("usr/share/perl",), runs=2),
     processes=processes.QUICK,
 )
@@ -46,10 +50,11 @@ QUICK = Plan(
 MEASURED: Mapping[str, Callable[[Scene, Any], Part]] = {
     "files": files.measure,
     "sizes": sizes.measure,
+    "peers": peers.measure,
     "store": store.measure,
     "processes": processes.measure,
 }
 """What measures each part, in the order of a run. A plan has a field of each name."""
 
-SHARES = {"files": 2, "sizes": 5, "store": 2, "processes": 4}
+SHARES = {"files": 2, "sizes": 5, "peers": 3, "store": 2, "processes": 4}
 """How the time is shared out among the parts that are measured."""

@@ -126,7 +126,7 @@ def processes(found: Measures) -> Figure | None:
     stopped.set_title("Processes stopped for a dump")
     stopped.set_xlabel("memory of the server")
     stopped.legend(fontsize=7)
-    ways = {each["axes"]["tool"]: each for each in found.all(quantity="back", memory_bytes=64 << 20)}
+    ways = {each["axes"]["tool"]: each for each in found.all(quantity="back", of="a 64 MiB server")}
     style.bars(restored, ways, list(ways.values()), unit="ns")
     restored.set_title("A 64 MiB server back, call to answer")
     return figure

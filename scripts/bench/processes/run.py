@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from demo.stage import Failed
 
 from bench import report
 from bench.budget import Budget
 from bench.figures import Part, figures
 from bench.peer import Peer
-from bench.processes import measures, peers
-from bench.processes.boxes import MIB, Box, Living, Server, Terminal, box
+from bench.processes import engines, measures, peers
+from bench.processes.boxes import MIB, Living, Server, Terminal, box
 from bench.processes.daemons import Daemon, daemon
 from bench.processes.dumps import Dumps
+from bench.processes.engines import Engine
 from bench.processes.forks import Forks
 from bench.processes.restores import Restores
 from bench.samples import Samples
@@ -34,10 +37,30 @@ class Plan:
     commits: int = 3
     cold_runs: int = 5
     fork_runs: int = 3
+    second_engine: bool = True
+    """Whether a second Docker Engine is started for what the first one refuses."""
 
 
-SHORT = Plan(sizes=(64 * MIB,), copies=(1,), runs=8, first_dumps=1, commits=1, cold_runs=1, fork_runs=3)
-QUICK = Plan(sizes=(16 * MIB,), copies=(1,), runs=2, first_dumps=1, commits=1, cold_runs=1, fork_runs=1)
+SHORT = Plan(
+    sizes=(64 * MIB,),
+    copies=(1,),
+    runs=8,
+    first_dumps=1,
+    commits=1,
+    cold_runs=1,
+    fork_runs=3,
+    second_engine=False,
+)
+QUICK = Plan(
+    sizes=(16 * MIB,),
+    copies=(1,),
+    runs=2,
+    first_dumps=1,
+    commits=1,
+    cold_runs=1,
+    fork_runs=1,
+    second_engine=False,
+)
 
 
 class _Run:
@@ -55,6 +78,23 @@ class _Run:
         self._folder = scene.folder
         self._plan = plan
         self._interrupts = scene.interrupts
+        self._others: list[Engine] = []
+        self._refusal = ""
+
+    def prepare(self, stack: contextlib.ExitStack) -> None:
+        """Start the other engines; why one cannot be had becomes a note."""
+        wanted = {"podman": engines.podman, "docker checkpoint": engines.experimental_docker}
+        refused = {"podman": engines.why_no_podman(), "docker checkpoint": ""}
+        if not self._plan.second_engine:
+            refused["docker checkpoint"] = "--full starts a second engine for it"
+        for name, enter in wanted.items():
+            if not refused[name]:
+                report.progress(f"another engine, for {name}")
+                try:
+                    self._others.append(stack.enter_context(enter(self._folder / name.replace(" ", "-"))))
+                except (Failed, OSError, subprocess.SubprocessError) as error:
+                    refused[name] = str(error)
+        self.notes += [f"{name}: not measured. {why}" for name, why in refused.items() if why]
 
     def steps(self, serving: Daemon) -> list[Callable[[Budget], None]]:
         """Return what is measured, each to be called with its share of the time."""
@@ -73,7 +113,11 @@ class _Run:
             memory = stack.enter_context(peers.in_memory())
             sandbox = stack.enter_context(box(self._engine, f"{self._name}-{prefix}"))
             checkpoints = peers.Checkpoints(memory)
-            dumps = Dumps(prefix, self.samples, serving.tk, sandbox, Server(size), checkpoints)
+            server = Server(size)
+            for engine in self._others:
+                stack.enter_context(engine.container(f"{self._name}-{prefix}"))
+                server.start(engine)
+            dumps = Dumps(prefix, self.samples, serving.tk, sandbox, server, checkpoints, self._others)
             for number in range(plan.first_dumps):
                 report.progress(f"{size // MIB} MiB, first dump {number + 1} of {plan.first_dumps}")
                 dumps.first()
@@ -85,8 +129,10 @@ class _Run:
             for number in range(plan.commits):
                 with self._interrupts.held():
                     dumps.commit(self._peer, f"{number}")
-            if not self.notes:
-                self.notes += _not_measured(sandbox)
+            if not self._refusal:
+                self._refusal = peers.docker_checkpoint(sandbox)
+                if self._refusal:
+                    self.notes.append(f"docker checkpoint, of the engine that is measured: {self._refusal}")
 
     def _restores(self, serving: Daemon, prefix: str, living: Living, budget: Budget) -> None:
         name, plan = f"{self._name}-{prefix}", self._plan
@@ -95,7 +141,12 @@ class _Run:
                 stack.enter_context(box(self._engine, each)) for each in (f"{name}box", f"{name}twin")
             )
             plain = stack.enter_context(peers.plain_container(self._engine, self._folder, f"{name}runc"))
-            ways = Restores(prefix, self.samples, serving, living, sandbox, twin, plain, self._interrupts)
+            others = self._others if isinstance(living, Server) else []
+            for engine in others:
+                stack.enter_context(engine.container(f"{name}other"))
+            ways = Restores(
+                prefix, self.samples, serving, living, sandbox, twin, plain, others, self._interrupts
+            )
             ways.start()
             with self.samples.forgotten():
                 ways.run()
@@ -126,7 +177,10 @@ def measure(scene: Scene, plan: Plan) -> Part:
     peer = Peer(scene.engine, scene.name)
     run = _Run(scene, peer, plan)
     # Copies that an interruption came upon are removed by their names.
-    with peer.removed(), daemon(scene.folder) as serving:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(peer.removed())
+        serving = stack.enter_context(daemon(scene.folder))
+        run.prepare(stack)
         steps = run.steps(serving)
         for position, step in enumerate(steps):
             step(scene.budget.share(1 / (len(steps) - position)))
@@ -150,13 +204,3 @@ def measure(scene: Scene, plan: Plan) -> Part:
         found=figures(run.samples.values),
         notes=run.notes,
     )
-
-
-def _not_measured(sandbox: Box) -> list[str]:
-    """Return why some peers are not in the tables."""
-    notes = []
-    if refusal := peers.docker_checkpoint(sandbox):
-        notes.append(f"docker checkpoint create: not measured. {refusal}")
-    if shutil.which("podman") is None:
-        notes.append("podman container checkpoint: not measured. It is not installed here")
-    return notes
