@@ -77,6 +77,8 @@ class Part:
     grids: Sequence[Grid] = field(default_factory=tuple)
     in_grids: Mapping[str, Measure] = field(default_factory=dict)
     """Measures that have a cell and no row."""
+    compared: str = "floor"
+    """What the measures' floors are, where they are none: a heading."""
 
     @property
     def measures(self) -> Mapping[str, Measure]:

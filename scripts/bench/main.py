@@ -66,8 +66,11 @@ def _run(stack: contextlib.ExitStack, wanted: Options, interrupts: Interrupts) -
     about = machine.describe(engine.info(), version("turnkeep"), folder)
     console = Console(width=report.WIDTH, highlight=False, markup=False)
     parts: list[Part] = []
-    for part in wanted.parts:
-        left = [SHARES[each] for each in wanted.parts[len(parts) :]]
+    for position, part in enumerate(wanted.parts):
+        if budget.left_s() < 0:
+            _complain(f"no time is left for the part {part}. Try: --only {part}")
+            continue
+        left = [SHARES[each] for each in wanted.parts[position:]]
         own = Scene(
             engine=engine,
             name=name,

@@ -70,7 +70,8 @@ def _rows(part: Part) -> Table:
     table.add_column(no_wrap=True, min_width=38)
     for name in columns:
         is_last = name == "target"
-        table.add_column(name, justify="left" if is_last else "right", no_wrap=True, min_width=_WIDTHS[name])
+        title = name.replace("floor", part.compared)
+        table.add_column(title, justify="left" if is_last else "right", no_wrap=True, min_width=_WIDTHS[name])
     for section, measures in part.sections.items():
         rows = [key for key in measures if key in part.found]
         if rows:
@@ -126,7 +127,10 @@ def _cell(part: Part, key: str) -> str:
     if key not in part.found:
         return "–"
     figure, unit = part.found[key], part.measures[key].unit
-    return f"{text(figure.median, unit)} / {text(figure.p95, unit)}"
+    median, p95 = text(figure.median, unit), text(figure.p95, unit)
+    # One unit is enough where both have the same.
+    same = median.rpartition(" ")[2] == p95.rpartition(" ")[2]
+    return f"{median.rpartition(' ')[0] if same else median} / {p95}"
 
 
 def text(value: float, unit: str) -> str:

@@ -17,12 +17,28 @@ PER_FOLDER = 100
 _FILL = """
 import os, sys
 count, size, per_folder = map(int, sys.argv[1:])
-for number in range(count):
-    if number % per_folder == 0:
+def fill(first, step):
+    for number in range(first * per_folder, count, step * per_folder):
         folder = f"/work/{number // per_folder:04}"
-        os.makedirs(folder, exist_ok=True)
-    with open(f"{folder}/{number:06}.txt", "w") as file:
-        file.write(os.urandom(size // 2).hex())
+        os.makedirs(folder)
+        for each in range(number, min(number + per_folder, count)):
+            fd = os.open(f"{folder}/{each:06}.txt", os.O_WRONLY | os.O_CREAT)
+            os.write(fd, os.urandom(size // 2).hex().encode())
+            os.close(fd)
+os.makedirs("/work", exist_ok=True)
+workers = os.cpu_count() if count > 1000 else 1
+if workers == 1:
+    fill(0, 1)
+else:
+    children = []
+    for worker in range(workers):
+        pid = os.fork()
+        if not pid:
+            fill(worker, workers)
+            os._exit(0)
+        children.append(pid)
+    for pid in children:
+        assert os.waitpid(pid, 0)[1] == 0
 """
 _EDIT = """
 import os, sys

@@ -11,6 +11,7 @@ from demo import stage
 from turnkeep.client import Client
 
 from bench import loop, report
+from bench.budget import Budget
 from bench.figures import Part, figures
 from bench.peer import Peer
 from bench.peers import rows, ways
@@ -30,6 +31,9 @@ class Plan:
     runs: int = 8
 
 
+_GROWTH = 3
+
+
 class _Run:
     def __init__(self, scene: Scene, plan: Plan) -> None:
         self.samples = Samples()
@@ -43,9 +47,21 @@ class _Run:
         self._tools = [tool for tool in tools if not self._missing[tool.title]]
         self.notes += [f"{name}: not measured. {why}" for name, why in self._missing.items() if why]
 
-    def measure(self, tk: Client, files: int, position: int) -> None:
+    def measure(self, tk: Client) -> None:
+        """Measure the numbers of files for which there is time."""
+        fewest = 0.0
+        for position, files in enumerate(self._plan.files):
+            budget = self._scene.budget.share(1 / (len(self._plan.files) - position))
+            if fewest > self._scene.budget.left_s():
+                self.notes.append(f"{files:,} files: not measured. There was no time for them")
+                continue
+            began = time.monotonic()
+            self._measure(tk, files, budget)
+            # Most of it grows with the files; not all of it.
+            fewest = (time.monotonic() - began) * _GROWTH
+
+    def _measure(self, tk: Client, files: int, budget: Budget) -> None:
         """Measure all ways with so many files."""
-        budget = self._scene.budget.share(1 / (len(self._plan.files) - position))
         with contextlib.ExitStack() as stack:
             scene = stack.enter_context(self._scene.below(str(files)))
             report.progress(f"peers, a sandbox with {files:,} files")
@@ -80,8 +96,7 @@ def measure(scene: Scene, plan: Plan) -> Part:
         stage.daemon(scene.folder, environment),
         turnkeep.connect(environment["TURNKEEP_ADDRESS"]) as tk,
     ):
-        for position, files in enumerate(plan.files):
-            run.measure(tk, files, position)
+        run.measure(tk)
     took_s = time.monotonic() - started
     return Part(
         name="peers",
@@ -90,4 +105,5 @@ def measure(scene: Scene, plan: Plan) -> Part:
         sections=rows.sections(plan.files, run.titles),
         found=figures(run.samples.values),
         notes=run.notes,
+        compared=rows.TURNKEEP,
     )

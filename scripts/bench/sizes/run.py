@@ -44,7 +44,6 @@ class _Run:
         self.notes: list[str] = []
         self._scene = scene
         self._plan = plan
-        self._would_take_s = 0.0
 
     def small(self, tk: Client, clock: DaemonClock) -> list[int]:
         """Measure all cells; return the numbers of files that there was time for."""
@@ -52,13 +51,10 @@ class _Run:
         with contextlib.ExitStack() as stack:
             sandboxes: list[Cells] = []
             for files in sorted(plan.files):
-                began = scene.budget.left_s()
-                if self._would_take_s > began / 2:
+                if scene.budget.left_s() < 0:
                     self.notes.append(f"{files:,} files: not measured. There was no time to make them")
                     continue
                 sandboxes.append(self._sandbox(stack, tk, clock, files))
-                # The next one has ten times the files.
-                self._would_take_s = 10 * (began - scene.budget.left_s())
             for number in scene.budget.share(0.8).rounds(plan.runs):
                 report.progress(f"sizes, round {number} of {plan.runs}")
                 for cells in reversed(sandboxes) if number % 2 else sandboxes:
