@@ -50,9 +50,9 @@ class Daemon:
         self._running.close()
 
     def said(self) -> list[str]:
-        """Return the last lines of its log."""
-        log = self._folder / "daemon.log"
-        return log.read_text(errors="replace").splitlines()[-_LOG_LINES:] if log.exists() else []
+        """Return the last lines of its log, and of those of the daemons that were killed."""
+        logs = sorted(self._folder.glob("daemon*.log"), key=lambda path: path.stat().st_mtime_ns)
+        return [line for log in logs for line in log.read_text(errors="replace").splitlines()[-_LOG_LINES:]]
 
 
 def _engines(environment: Mapping[str, str]) -> dict[str, str]:

@@ -18,10 +18,10 @@ class Living:
     threads: int
 
 
-def living(init: int) -> frozenset[Living]:
+def living(init: int, *, and_dead: bool = False) -> frozenset[Living]:
     """Return the processes in the pid namespace of a container's init, without init itself.
 
-    Zombies are left out: nothing of them can be brought back but the number.
+    Zombies are left out, unless asked for: nothing of them can be brought back but the number.
     """
     space = os.readlink(f"/proc/{init}/ns/pid")
     found = set()
@@ -30,20 +30,21 @@ def living(init: int) -> frozenset[Living]:
             # Any of them may end while it is looked at.
             with contextlib.suppress(OSError):
                 if os.readlink(f"/proc/{entry}/ns/pid") == space:
-                    found |= _described(entry)
+                    found |= _described(entry, and_dead)
     return frozenset(found)
 
 
-def _described(entry: str) -> set[Living]:
+def _described(entry: str, and_dead: bool) -> set[Living]:
     lines = Path(f"/proc/{entry}/status").read_text().splitlines()
     status = dict(line.split(":", 1) for line in lines)
     command = Path(f"/proc/{entry}/cmdline").read_bytes()
-    if status["State"].split()[0] in "ZX":
+    is_dead = status["State"].split()[0] in "ZX"
+    if is_dead and not and_dead:
         return set()
     return {
         Living(
             pid=int(status["NSpid"].split()[-1]),
-            name=status["Name"].strip(),
+            name=status["Name"].strip() + (" (dead)" if is_dead else ""),
             command=command.replace(b"\0", b" ").decode(errors="replace").strip(),
             threads=int(status["Threads"]),
         )

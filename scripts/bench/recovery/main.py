@@ -7,8 +7,10 @@ import contextlib
 import os
 import secrets
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from demo import stage
 from rich.console import Console
@@ -20,6 +22,7 @@ from bench.recovery.engines import Engine
 from bench.recovery.plans import Case, Fault
 from bench.recovery.verdicts import Reference, Verdict
 from bench.replay import checkouts, options, traces
+from bench.replay.options import Plan
 from bench.replay.traces import Trace
 from bench.replay.waits import Waits
 
@@ -57,14 +60,7 @@ def _options() -> argparse.Namespace:
 def _run(stack: contextlib.ExitStack, found: argparse.Namespace, interrupts: Interrupts) -> None:
     plan = options.plan(found)
     faults = [Fault(name) for name in found.faults.split(",")]
-    written = [trace for trace in plan.traces if trace.name in plan.synthetic]
-    cases = plans.cases(
-        [trace for trace in plan.traces if trace.name not in plan.synthetic],
-        written[:_QUICK_WRITTEN] if found.quick else written,
-        faults,
-        found.seed,
-        each=found.each,
-    )
+    cases = _cases(found, plan, faults)
     engine = stack.enter_context(engines.machines())
     stack.enter_context(stage.pin_removed(engine.client))
     folder = stack.enter_context(options.private_folder("recovery"))
@@ -72,18 +68,37 @@ def _run(stack: contextlib.ExitStack, found: argparse.Namespace, interrupts: Int
     own = stack.enter_context(engines.own()) if Fault.ENGINE in faults else engine
     stack.callback(interrupts.ignore)
     about = machine.describe(engine.client.info(), version("turnkeep"), folder)
-    started = time.monotonic()
     recovery = Recovery(engine, own, folder, plan.waits, found.limit, found.references)
-    judged = recovery.judged(cases)
-    report.progress("")
-    about["load"] += f", {machine.load()} after"
-    about["waits"] = plan.waits_said
-    about["played"] = f"in {(time.monotonic() - started) / 60:.0f} minutes, {len(cases)} faults"
+    judged: list[Verdict] = []
+    started = time.monotonic()
+    try:
+        for verdict in recovery.judged(cases):
+            judged.append(verdict)
+    finally:
+        # However it ended: what was done until then took long enough.
+        if judged:
+            about["waits"] = plan.waits_said
+            about["played"] = f"in {(time.monotonic() - started) / 60:.0f} minutes, {len(judged)} faults"
+            about["load"] += f", {machine.load()} after"
+            _tell(found.output, about, plan.settings, judged)
+
+
+def _cases(found: argparse.Namespace, plan: Plan, faults: Sequence[Fault]) -> list[Case]:
+    recorded = [trace for trace in plan.traces if trace.name not in plan.synthetic]
+    written = [trace for trace in plan.traces if trace.name in plan.synthetic]
+    if found.quick:
+        written = written[:_QUICK_WRITTEN]
+    return plans.cases(recorded, written, faults, found.seed, each=found.each)
+
+
+def _tell(
+    output: Path, about: Mapping[str, str], settings: Mapping[str, Any], judged: Sequence[Verdict]
+) -> None:
     console = Console(width=options.WIDTH, highlight=False, markup=False)
     report.show_machine(console, about)
     tables.show(console, judged)
-    tables.write(found.output, about, plan.settings, judged)
-    print(f"written to {found.output}")
+    tables.write(output, about, settings, judged)
+    print(f"written to {output}")
 
 
 class Recovery:
@@ -100,22 +115,21 @@ class Recovery:
         self._references = references
         self._name = f"turnkeep-recovery-{secrets.token_hex(4)}"
 
-    def judged(self, cases: list[Case]) -> list[Verdict]:
-        """Return what came of each case."""
-        found: list[Verdict] = []
+    def judged(self, cases: Sequence[Case]) -> Iterator[Verdict]:
+        """Yield what came of each case, as soon as it is known."""
+        number = 0
         # In their order; the fault-free runs serve all cases of their run.
         for trace in {case.trace: None for case in cases}:
-            said = f"{len(found)} of {len(cases)}, {trace.name}"
-            report.progress(f"{said}: fault-free runs")
+            report.progress(f"{number} of {len(cases)}, {trace.name}: fault-free runs")
             checkout = checkouts.prepare(self._engine.client, self._name, trace.sdist)
             known = self._reference(trace, checkout)
             for case in (each for each in cases if each.trace is trace):
-                report.progress(f"{said}: {case.fault}")
-                verdict = self._judged(case, checkout, known, len(found))
+                number += 1
+                report.progress(f"{number} of {len(cases)}, {trace.name}: {case.fault}")
+                verdict = self._judged(case, checkout, known, number)
                 report.progress("")
-                print(f"{len(found) + 1} of {len(cases)}, {case}: {_word(verdict)}", flush=True)
-                found.append(verdict)
-        return found
+                print(f"{number} of {len(cases)}, {case}: {_word(verdict)}", flush=True)
+                yield verdict
 
     def _reference(self, trace: Trace, checkout: Path) -> Reference:
         return verdicts.reference(

@@ -18,6 +18,7 @@ from turnkeep.model import Origin, TurnState
 
 from bench.recovery.daemons import Daemon, daemon
 from bench.recovery.engines import Engine, OwnEngine
+from bench.recovery.living import living
 from bench.recovery.looks import Look, look
 from bench.recovery.plans import Case, Fault, Moment
 from bench.replay import checkouts, commands
@@ -120,7 +121,16 @@ def broken(
             return _play(scene)
         except (TurnkeepError, DockerException, Failed, OSError) as error:
             said = f"{type(error).__name__}: {error}"
-            return Broken(case=case, error=said, log=serving.said())
+            return Broken(case=case, error=said, log=[*serving.said(), *_alive(scene)])
+
+
+def _alive(scene: _Scene) -> list[str]:
+    """Return what is in the sandbox after a recovery that failed, dead processes as well."""
+    try:
+        pid = scene.engine.client.containers.get(scene.name).attrs["State"]["Pid"]
+        return [str(each) for each in sorted(living(pid, and_dead=True))]
+    except (DockerException, OSError) as error:
+        return [f"nothing is to be seen of the sandbox: {error}"]
 
 
 def _play(scene: _Scene) -> Broken:

@@ -21,6 +21,7 @@ from bench.peer import Peer, layer_bytes
 from bench.replay import checkouts, figures, options, tables, traces
 from bench.replay.arms import Arm, Player
 from bench.replay.figures import Pair, Result
+from bench.replay.options import Plan
 from bench.replay.traces import Trace
 from bench.replay.waits import Waits
 
@@ -52,16 +53,22 @@ def _run(stack: contextlib.ExitStack, found: argparse.Namespace, interrupts: Int
     folder = stack.enter_context(options.private_folder("replay"))
     stack.callback(interrupts.ignore)
     about = machine.describe(engine.info(), version("turnkeep"), folder)
-    started = time.monotonic()
     replay = Replay(engine, folder, plan.waits, Player(limit_s=found.limit), interrupts)
-    pairs = [
-        replay.pair(number, trace, f"{number + 1} of {len(plan.traces)}")
-        for number, trace in enumerate(plan.traces)
-    ]
-    report.progress("")
-    about["load"] += f", {machine.load()} after"
-    about["waits"] = plan.waits_said
-    about["played"] = f"in {(time.monotonic() - started) / 60:.0f} minutes, {plan.said}"
+    pairs: list[Pair] = []
+    started = time.monotonic()
+    try:
+        for number, trace in enumerate(plan.traces):
+            pairs.append(replay.pair(number, trace, f"{number + 1} of {len(plan.traces)}"))
+    finally:
+        # However it ended: what was played until then took long enough.
+        if pairs:
+            about["waits"] = plan.waits_said
+            about["played"] = f"in {(time.monotonic() - started) / 60:.0f} minutes, {_said(pairs)}"
+            about["load"] += f", {machine.load()} after"
+            _tell(found, plan, about, pairs)
+
+
+def _tell(found: argparse.Namespace, plan: Plan, about: dict[str, str], pairs: list[Pair]) -> None:
     results = [(pair, figures.result(pair)) for pair in pairs]
     totals = _totals([result for _, result in results], plan.synthetic)
     console = Console(width=options.WIDTH, highlight=False, markup=False)
@@ -69,6 +76,10 @@ def _run(stack: contextlib.ExitStack, found: argparse.Namespace, interrupts: Int
     tables.show(console, [result for _, result in results], totals)
     tables.write(found.output, about, plan.settings, results, totals)
     print(f"written to {found.output}")
+
+
+def _said(pairs: list[Pair]) -> str:
+    return f"{sum(len(pair.trace.steps) for pair in pairs)} turns of {len(pairs)} runs, each twice"
 
 
 class Replay:

@@ -46,13 +46,6 @@ class Plan:
         """Return in words what the waits are."""
         return f"{self.waits.source}, scaled by {self.waits.scale:g}, seed {self.waits.seed}"
 
-    @property
-    def said(self) -> str:
-        """Return in words what is played."""
-        turns = sum(len(trace.steps) for trace in self.traces)
-        recorded = len(self.traces) - len(self.synthetic)
-        return f"{turns} turns of {recorded} recorded and {len(self.synthetic)} synthetic runs"
-
 
 def add(parser: argparse.ArgumentParser, *, output: Path, scale: float) -> None:
     """Add the options that both have."""
