@@ -7,8 +7,9 @@ import os
 import selectors
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import IO
 
 from bench.replay.traces import Step
 
@@ -23,7 +24,7 @@ class Outcome:
     exit: int | None
     took_ns: int
     digest: str
-    """Of all that it said."""
+    """Of all that it said, on its two outputs."""
     shown: str
     """The beginning of what it said."""
 
@@ -41,42 +42,55 @@ def run(container: str, step: Step, limit_s: float, environment: Mapping[str, st
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         env=environment,
         bufsize=0,
     ) as process:
-        said = _Said()
-        ended = said.listen(process, deadline)
+        # One by one: in which order they come through the engine is chance.
+        said, complained = _Said(process.stdout), _Said(process.stderr)
+        ended = _listen((said, complained), deadline)
         if not ended:
             process.kill()
         code = process.wait()
     took_ns = time.monotonic_ns() - started
-    return Outcome(exit=code if ended else None, took_ns=took_ns, digest=said.digest(), shown=said.shown())
+    return Outcome(
+        exit=code if ended else None,
+        took_ns=took_ns,
+        digest=f"{said.digest()} {complained.digest()}",
+        shown=said.shown() + complained.shown(),
+    )
 
 
 class _Said:
     """Output of any length, of which little is kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, pipe: IO[bytes] | None) -> None:
+        assert pipe is not None
+        self.fd = pipe.fileno()
         self._hash = hashlib.sha256()
         self._beginning = b""
 
-    def listen(self, process: subprocess.Popen[bytes], deadline: float) -> bool:
-        """Take in the output to its end; False if the deadline comes first."""
-        assert process.stdout is not None
-        with selectors.DefaultSelector() as ready:
-            ready.register(process.stdout, selectors.EVENT_READ)
-            while (left_s := deadline - time.monotonic()) > 0:
-                if not ready.select(left_s):
-                    continue
-                if not (piece := os.read(process.stdout.fileno(), _PIECE)):
-                    return True
-                self._hash.update(piece)
-                self._beginning += piece[: _SHOWN - len(self._beginning)]
-        return False
+    def take(self) -> bool:
+        """Take in what is there; False at the end."""
+        piece = os.read(self.fd, _PIECE)
+        self._hash.update(piece)
+        self._beginning += piece[: _SHOWN - len(self._beginning)]
+        return bool(piece)
 
     def digest(self) -> str:
         return self._hash.hexdigest()
 
     def shown(self) -> str:
         return self._beginning.decode(errors="replace")
+
+
+def _listen(outputs: Sequence[_Said], deadline: float) -> bool:
+    """Take in all that is said to its end; False if the deadline comes first."""
+    with selectors.DefaultSelector() as ready:
+        for output in outputs:
+            ready.register(output.fd, selectors.EVENT_READ, output)
+        while ready.get_map() and (left_s := deadline - time.monotonic()) > 0:
+            for key, _ in ready.select(left_s):
+                if not key.data.take():
+                    ready.unregister(key.fd)
+        return not ready.get_map()
