@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.plots import style
@@ -11,6 +12,7 @@ from bench.plots.style import COLOURS, Measures
 
 _MS = 1e6
 _FILES = "files in the writable layer"
+_SERVER = "a 64 MiB server"
 
 
 def sizes(found: Measures) -> Figure | None:
@@ -65,7 +67,7 @@ def large(found: Measures) -> Figure | None:
             line = found.line("file_bytes", quantity=quantity, operation=operation)
             style.draw_line(panel, line, operation, colour)
         style.draw_floor(panel, found.line("file_bytes", quantity="floor read"), "floor: read it")
-        style.draw_floor(panel, found.line("file_bytes", quantity="floor zstd"), "floor: zstd -1")
+        style.draw_floor(panel, found.line("file_bytes", quantity="floor zstd"), "floor: zstd -1", "--")
         style.logarithmic(panel, x="bytes")
         panel.set_xlabel("size of the file")
         panel.set_title(title)
@@ -75,26 +77,18 @@ def large(found: Measures) -> Figure | None:
 
 def peers(found: Measures) -> Figure | None:
     """What a user would use instead: keeping and going back against the number of files."""
-    tools = found.values("tool", quantity="keep")
-    if not tools:
+    if not found.values("tool", quantity="keep"):
         return None
     panels = {"keep": "Keep a turn, durable", "back": "Go back", "stored": "Stored for a turn"}
     figure, axes = style.new(1, len(panels), height=3.2)
-    order = sorted(tools, key=lambda name: (name != "Turnkeep", name))
-    several = len(found.values("files", quantity="keep")) > 1
     for panel, (quantity, title) in zip(axes, panels.items(), strict=True):
         unit = "bytes" if quantity == "stored" else "ns"
-        panel.set_title(title)
-        if several:
-            for colour, tool in zip(COLOURS, order, strict=False):
-                style.draw_line(panel, found.line("files", quantity=quantity, tool=tool), tool, colour)
-            style.logarithmic(panel, x="count", y=unit)
+        if _along(panel, found, quantity, "files", unit=unit, x="count"):
             panel.set_xlabel(_FILES)
-        else:
-            rows = {tool: each for tool in order if (each := found[{"quantity": quantity, "tool": tool}])}
-            style.bars(panel, rows, list(rows.values()), unit=unit)
-    if several:
-        axes[0].legend(fontsize=7)
+        panel.set_title(title)
+    for panel in axes[1:]:
+        if legend := panel.get_legend():
+            legend.remove()
     return figure
 
 
@@ -114,22 +108,32 @@ def store(found: Measures) -> Figure | None:
 
 
 def processes(found: Measures) -> Figure | None:
-    """Dumps and live restores of processes, against the memory that they hold."""
-    makers = found.values("tool", quantity="stopped")
-    if not makers:
+    """Dumps and live restores of processes."""
+    ways = {each["axes"]["tool"]: each for each in found.all(quantity="back", of=_SERVER)}
+    if not ways:
         return None
-    figure, (stopped, restored) = style.new(1, 2, height=3.0)
-    order = sorted(makers, key=lambda name: (name != "Turnkeep", name))
-    for colour, maker in zip(COLOURS, order, strict=False):
-        style.draw_line(stopped, found.line("memory_bytes", quantity="stopped", tool=maker), maker, colour)
-    style.logarithmic(stopped, x="bytes")
-    stopped.set_title("Processes stopped for a dump")
-    stopped.set_xlabel("memory of the server")
-    stopped.legend(fontsize=7)
-    ways = {each["axes"]["tool"]: each for each in found.all(quantity="back", of="a 64 MiB server")}
+    figure, (stopped, restored) = style.new(1, 2, height=2.6)
+    _along(stopped, found, "stopped", "memory_bytes", unit="ns", x="bytes")
+    stopped.set_title("Stopped for a dump, as a server sees it")
     style.bars(restored, ways, list(ways.values()), unit="ns")
-    restored.set_title("A 64 MiB server back, call to answer")
+    restored.set_title(f"{_SERVER[0].upper()}{_SERVER[1:]} back")
     return figure
+
+
+def _along(panel: Axes, found: Measures, quantity: str, axis: str, *, unit: str, x: str) -> bool:
+    """Draw a line for each tool along an axis; bars where only one value was measured."""
+    tools = found.values("tool", quantity=quantity)
+    order = sorted(tools, key=lambda name: (name != "Turnkeep", name))
+    several = len(found.values(axis, quantity=quantity)) > 1
+    if several:
+        for colour, tool in zip(COLOURS, order, strict=False):
+            style.draw_line(panel, found.line(axis, quantity=quantity, tool=tool), tool, colour)
+        style.logarithmic(panel, x=x, y=unit)
+        panel.legend(fontsize=7)
+    else:
+        rows = {tool: each for tool in order if (each := found[{"quantity": quantity, "tool": tool}])}
+        style.bars(panel, rows, list(rows.values()), unit=unit)
+    return several
 
 
 def _by_files(found: Measures, panels: dict[str, tuple[str, float | None]]) -> Figure | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 # Told apart in greyscale and by people who see fewer colours (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#999933")
@@ -90,11 +91,11 @@ def draw_line(axes: Axes, points: Sequence[Point], label: str, colour: str, **op
     axes.errorbar(xs, medians, yerr=[none, above], label=label, color=colour, **shown)
 
 
-def draw_floor(axes: Axes, points: Sequence[Point], label: str) -> None:
+def draw_floor(axes: Axes, points: Sequence[Point], label: str, dashes: str = ":") -> None:
     """Draw what nobody can go below."""
     if points:
         xs, ys = [point.x for point in points], [point.median for point in points]
-        axes.plot(xs, ys, color=_FAINT, linestyle=":", linewidth=1.2, label=label)
+        axes.plot(xs, ys, color=_FAINT, linestyle=dashes, linewidth=1.2, label=label)
 
 
 def draw_target(axes: Axes, value: float, label: str) -> None:
@@ -105,15 +106,25 @@ def draw_target(axes: Axes, value: float, label: str) -> None:
     )
 
 
-def logarithmic(axes: Axes, *, x: str = "", y: str = "ns") -> None:
+def logarithmic(axes: Axes, *, x: str, y: str = "ns") -> None:
     """Make both axes logarithmic, with sizes and times as people write them."""
+    drawn = sorted({value for line in axes.get_lines() for value in line.get_xdata()})
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(drawn))
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value, y)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    if x:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value, x)))
-        axes.xaxis.set_minor_locator(LogLocator(subs=()))
+    axes.yaxis.set_major_locator(FixedLocator(_ticks(*axes.get_ylim(), y)))
+    for axis, unit in ((axes.xaxis, x), (axes.yaxis, y)):
+        axis.set_major_formatter(FuncFormatter(lambda value, _, unit=unit: text(value, unit)))
+        axis.set_minor_locator(NullLocator())
+
+
+def _ticks(low: float, high: float, unit: str) -> list[float]:
+    """Return round values between two: a few, and more where all lie close together."""
+    if unit == "bytes":
+        return [value for power in range(21) if low <= (value := 4.0**power) <= high]
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1,) if high > 300 * low else (1, 3) if high > 20 * low else (1, 2, 5)
+    return [value for power in decades for step in steps if low <= (value := step * 10.0**power) <= high]
 
 
 def bars(axes: Axes, labels: Iterable[str], found: Sequence[Mapping[str, Any]], *, unit: str) -> None:
@@ -124,9 +135,11 @@ def bars(axes: Axes, labels: Iterable[str], found: Sequence[Mapping[str, Any]], 
     drawn = axes.barh(names, medians, color=colours, height=0.65)
     axes.bar_label(drawn, [text(value, unit) for value in medians], padding=3, fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.2)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value, unit)))
-    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.25)
+    axes.xaxis.set_visible(False)
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False)
 
 
 def text(value: float, unit: str) -> str:
@@ -142,15 +155,16 @@ def text(value: float, unit: str) -> str:
 
 
 def caption(document: Mapping[str, Any]) -> str:
-    """Return what a plot was measured on, in a line."""
+    """Return what a plot was measured on, in two lines."""
     about = document["machine"]
-    parts = [about.get(key, "") for key in ("date", "turnkeep", "cpu")]
-    return " · ".join(filter(None, [*parts, f"kernel {about.get('kernel', '')}", about.get("engine", "")]))
+    first = " · ".join(filter(None, (about.get(key) for key in ("date", "turnkeep", "cpu", "memory"))))
+    second = f"kernel {about.get('kernel', '')} · {about.get('engine', '')}"
+    return f"median, whisker to the 95th percentile · {first}\n{second}"
 
 
 def save(figure: Figure, folder: Path, name: str, below: str) -> list[Path]:
     """Write a figure as SVG and PNG; return the files."""
-    figure.supxlabel(f"median, whisker to the 95th percentile · {below}", fontsize=6, x=0.01, ha="left")
+    figure.supxlabel(below, fontsize=6, x=0.01, ha="left")
     paths = [folder / f"{name}.svg", folder / f"{name}.png"]
     figure.savefig(paths[0], metadata={"Date": None})
     figure.savefig(paths[1], dpi=150)
