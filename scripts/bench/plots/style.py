@@ -112,7 +112,8 @@ def logarithmic(axes: Axes, *, x: str, y: str = "ns") -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(drawn))
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(FixedLocator(_ticks(*axes.get_ylim(), y)))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(FixedLocator(_ticks(low, high, y)))
     for axis, unit in ((axes.xaxis, x), (axes.yaxis, y)):
         axis.set_major_formatter(FuncFormatter(lambda value, _, unit=unit: text(value, unit)))
         axis.set_minor_locator(NullLocator())
