@@ -38,11 +38,13 @@ def file_system(folder: Path, kind: str, size: int) -> Iterator[Path]:
     with image.open("wb") as file:
         file.truncate(size)
     _run([*_MAKE[kind], str(image)])
-    _run(["mount", "-o", "loop,noatime", str(image), str(root)])
     try:
+        _run(["mount", "-o", "loop,noatime", str(image), str(root)])
         yield root
     finally:
-        _run(["umount", str(root)])
+        if root.is_mount():
+            # Lazily: a program that was interrupted in it may need a moment to end.
+            _run(["umount", "--lazy", str(root)])
         image.unlink()
 
 

@@ -189,6 +189,9 @@ def podman(folder: Path) -> Iterator[Podman]:
             yield made
         finally:
             made.forget()
+            # A command of it that was interrupted leaves its own mount behind.
+            if (folder / "overlay").is_mount():
+                subprocess.run(["umount", "--lazy", folder / "overlay"], check=True)
 
 
 @contextlib.contextmanager

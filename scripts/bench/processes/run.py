@@ -90,8 +90,11 @@ class _Run:
         for name, enter in wanted.items():
             if not refused[name]:
                 report.progress(f"another engine, for {name}")
+                folder = self._folder / name.replace(" ", "-")
                 try:
-                    self._others.append(stack.enter_context(enter(self._folder / name.replace(" ", "-"))))
+                    # An engine that is interrupted while it starts could not be ended.
+                    with self._interrupts.held():
+                        self._others.append(stack.enter_context(enter(folder)))
                 except (Failed, OSError, subprocess.SubprocessError) as error:
                     refused[name] = str(error)
         self.notes += [f"{name}: not measured. {why}" for name, why in refused.items() if why]
