@@ -40,8 +40,16 @@ def show(console: Console, results: Sequence[Result], totals: Sequence[Result]) 
         console.print(_inside(total))
         console.print(
             f"  daemon: {total.cpu_s / total.turns * 1000:.1f} ms of processor time a turn,"
-            f" {_mib(total.memory)} of memory at the most, {_mib(total.stored_other)} of journals and indexes"
+            f" {_mib(total.memory)} of memory at the most"
         )
+
+
+_CLASSES = {
+    "stateless": TurnClass.STATELESS,
+    "files": TurnClass.FILESYSTEM,
+    "process": TurnClass.PROCESS,
+    "full": TurnClass.FULL,
+}
 
 
 def _turns() -> Mapping[str, Cell]:
@@ -50,12 +58,12 @@ def _turns() -> Mapping[str, Cell]:
 
     return {
         "turns": lambda each: str(each.turns),
-        **{str(name).lower(): count(name) for name in TurnClass},
+        **{short: count(name) for short, name in _CLASSES.items()},
         MISSING: count(MISSING),
         "failed": lambda each: str(each.failed),
-        "cut off": lambda each: str(each.cut_off),
-        "exits as recorded": lambda each: f"{each.exit_agrees} of {each.exit_known}",
-        "on as off": lambda each: f"{each.exit_same} of {each.turns}",
+        "cut": lambda each: str(each.cut_off),
+        "exits agree": lambda each: f"{each.exit_agrees} of {each.exit_known}",
+        "on = off": lambda each: f"{each.exit_same} of {each.turns}",
     }
 
 
@@ -63,10 +71,11 @@ _TRAFFIC: Mapping[str, Cell] = {
     "stored": lambda each: _mib(each.stored),
     "first": lambda each: _mib(each.stored_first),
     "processes": lambda each: _mib(each.stored_processes),
+    "other": lambda each: _mib(each.stored_other),
     "tar | zstd": lambda each: _mib(each.snapshots),
-    "stored of it": lambda each: _percent(each.of_snapshots),
+    "share": lambda each: _percent(each.of_snapshots),
     "commits": lambda each: _mib(each.layers),
-    "stored of it ": lambda each: _percent(each.of_layers),
+    "share ": lambda each: _percent(each.of_layers),
     "real commit": lambda each: f"{each.committed / each.layer_last:.3f} ×" if each.layer_last else "",
 }
 
