@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench import plans
-from bench.plans import MEASURED, Plan
+from bench.plans import MEASURED, ONLY_FULL, Plan
 from bench.rounds import CHANGED
 
 _BUILD = Path(__file__).parents[2] / "build"
@@ -41,9 +41,10 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         if given.files < CHANGED:
             parser.error(f"--files has to be {CHANGED} or more")
         plan = replace(plan, files=replace(plan.files, files=given.files))
+    default = [each for each in MEASURED if given.full or each not in ONLY_FULL]
     return Options(
         plan=plan,
-        parts=tuple(each for each in MEASURED if not given.only or each in given.only),
+        parts=tuple(each for each in MEASURED if each in (given.only or default)),
         output=given.output,
         plots=given.plots,
         draw=tuple(given.draw),

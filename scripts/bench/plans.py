@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench import files, store
+from bench import endurance, files, store
 from bench.figures import Part
 from bench.peers import run as peers
 from bench.processes import run as processes
@@ -27,6 +27,7 @@ class Plan:
     peers: peers.Plan = field(default_factory=peers.Plan)
     store: store.Plan = field(default_factory=store.Plan)
     processes: processes.Plan = field(default_factory=processes.Plan)
+    endurance: endurance.Plan = field(default_factory=endurance.Plan)
 
 
 FULL = Plan()
@@ -47,6 +48,7 @@ QUICK = Plan(
     peers=peers.Plan(files=(100, 1_000), runs=2),
     store=store.Plan(folders=("usr/share/perl",), runs=2),
     processes=processes.QUICK,
+    endurance=endurance.Plan(turns=50, files=100),
 )
 
 MEASURED: Mapping[str, Callable[[Scene, Any], Part]] = {
@@ -55,8 +57,12 @@ MEASURED: Mapping[str, Callable[[Scene, Any], Part]] = {
     "peers": peers.measure,
     "store": store.measure,
     "processes": processes.measure,
+    "endurance": endurance.measure,
 }
 """What measures each part, in the order of a run. A plan has a field of each name."""
 
-SHARES = {"files": 2, "sizes": 6, "peers": 2, "store": 2, "processes": 4}
+SHARES = {"files": 2, "sizes": 6, "peers": 2, "store": 2, "processes": 4, "endurance": 2}
+
+ONLY_FULL = frozenset({"endurance"})
+"""What is no part of a short run, unless it is asked for."""
 """How the time is shared out among the parts that are measured."""

@@ -120,6 +120,21 @@ def processes(found: Measures) -> Figure | None:
     return figure
 
 
+def endurance(found: Measures) -> Figure | None:
+    """The daemon's memory and its turns, over many turns."""
+    resident = found.line("turns", quantity="resident")
+    if not resident:
+        return None
+    figure, (memory, durable) = style.new(1, 2, height=2.2)
+    style.draw_line(memory, resident, "resident", style.OURS)
+    style.draw_line(durable, found.line("turns", quantity="durable"), "durable", style.OURS)
+    for panel, title, unit in ((memory, "Resident size", "bytes"), (durable, "EndTurn to durable", "ns")):
+        style.linear(panel, unit)
+        panel.set_title(title)
+        panel.set_xlabel("turns")
+    return figure
+
+
 def _along(panel: Axes, found: Measures, quantity: str, axis: str, *, unit: str, x: str) -> bool:
     """Draw a line for each tool along an axis; bars where only one value was measured."""
     tools = found.values("tool", quantity=quantity)
@@ -163,5 +178,6 @@ PLOTS: tuple[tuple[str, str, Plot], ...] = (
     ("peers", "peers", peers),
     ("store", "store", store),
     ("processes", "processes", processes),
+    ("endurance", "endurance", endurance),
 )
 """Each plot's name, the part that it shows, and what draws it."""

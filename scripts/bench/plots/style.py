@@ -119,6 +119,13 @@ def logarithmic(axes: Axes, *, x: str, y: str = "ns") -> None:
         axis.set_minor_locator(NullLocator())
 
 
+def linear(axes: Axes, y: str) -> None:
+    """Begin the vertical axis at zero, with sizes and times as people write them."""
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value, "count")))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value, y)))
+
+
 def _ticks(low: float, high: float, unit: str) -> list[float]:
     """Return round values between two: a few, and more where all lie close together."""
     if unit == "bytes":
@@ -151,6 +158,8 @@ def text(value: float, unit: str) -> str:
         scales: list[tuple[float, str]] = [(_GIB, "GiB"), (_MIB, "MiB"), (_KIB, "KiB"), (1, "B")]
     else:
         scales = [(1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns")]
+    if not value:
+        return "0"
     size, name = next((each for each in scales if value >= each[0]), scales[-1])
     return f"{value / size:.3g} {name}"
 
