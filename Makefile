@@ -2,13 +2,13 @@
 
 SHELL := /bin/bash
 BIN := .venv/bin
-SHELL_SCRIPTS := scripts/criu scripts/criu-self-test scripts/host scripts/image scripts/lib.sh scripts/protos scripts/venv .ci/run
+SHELL_SCRIPTS := scripts/bench-peers scripts/criu scripts/criu-self-test scripts/host scripts/image scripts/lib.sh scripts/protos scripts/venv .ci/run
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-full check clean demo dev help host image protos test
+.PHONY: bench bench-full bench-recovery bench-replay bench-tools check clean demo dev help host image protos test
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: image dev ## show it at work on a real sandbox
 	$(BIN)/python scripts/demo.py
@@ -27,11 +27,21 @@ check: dev ## format, lint, types, import rules, generated code, shell scripts
 	@if command -v shellcheck >/dev/null; then shellcheck -x -P SCRIPTDIR $(SHELL_SCRIPTS); \
 	else echo 'check: shellcheck is not installed, so the shell scripts were not checked'; fi
 
-bench: image dev ## measure, in at most five minutes
-	$(BIN)/python scripts/bench.py
+bench: bench-tools ## measure, in at most five minutes (BENCH_ARGS='--only sizes')
+	$(BIN)/python scripts/bench.py $(BENCH_ARGS)
 
-bench-full: image dev ## measure longer: up to 1,024 MiB of memory, 32 copies
-	$(BIN)/python scripts/bench.py --full
+bench-full: bench-tools ## measure all: up to 100,000 files, 1 GiB in one file, 32 copies
+	$(BIN)/python scripts/bench.py --full $(BENCH_ARGS)
+
+bench-replay: image dev ## replay recorded agent runs, with Turnkeep and without (TRACES=FOLDER)
+	$(BIN)/python scripts/bench_replay.py $(BENCH_ARGS)
+
+bench-recovery: image dev ## break replayed runs at random turns, restore, compare
+	$(BIN)/python scripts/bench_recovery.py $(BENCH_ARGS)
+
+bench-tools: image dev
+	@scripts/venv --with bench
+	@scripts/bench-peers
 
 dev: ## .venv with the project in editable mode and its tools
 	@scripts/venv

@@ -1,7 +1,11 @@
-"""`make bench`: what turns, restores and forks cost, beside their peers in the same run.
+"""`make bench`: what turns, rollbacks, restores and forks cost, beside their peers in the same run.
 
-`main` is the run. It has two parts: `files` (`rounds` is what one round measures,
-`peer` what Docker alone does) and `processes`. `interrupt` is what keeps Ctrl-C from
-leaving things behind, `machine` what it ran on, `samples` what was measured, `report`
-the tables and the JSON.
+`main` is the run, `options` its command line, `plans` how much is measured. The parts are
+`files` (with `rounds` and `peer`), `sizes`, `peers`, `store`, `processes` and `endurance`;
+each gets a `scene` and returns `figures`, which `report` prints, `document` writes and
+`plots` draws. `replay` and `recovery` are programs of their own.
+
+What they share: `samples` as they come in, the `budget` of time, `upper` for a sandbox's
+files, `tools` for what a user would use instead, `floors`, `cpu`, `disk`, `loop`. `interrupt`
+is what keeps Ctrl-C from leaving things behind, `machine` what it ran on.
 """

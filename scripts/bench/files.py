@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import time
-from pathlib import Path
+from dataclasses import dataclass
 
-import docker
 import turnkeep
 from demo import stage
 
 from bench import report
-from bench.interrupt import Interrupts
+from bench.figures import Measure, Part, figures
 from bench.peer import Peer
-from bench.report import Measure, Part
-from bench.rounds import CHANGED, FILE_BYTES, Rounds
+from bench.rounds import CHANGED, Rounds
+from bench.scene import Scene
+from bench.upper import FILE_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How many files there are, and at most how often everything is measured."""
+
+    files: int = 5_000
+    runs: int = 20
+
 
 TURNKEEP = {
     "freeze": Measure("freeze window", "commit_pause", "floor_read"),
@@ -45,32 +54,31 @@ FLOOR = {
 }
 
 
-def measure(
-    engine: docker.DockerClient, name: str, folder: Path, runs: int, files: int, interrupts: Interrupts
-) -> Part:
+def measure(scene: Scene, plan: Plan) -> Part:
     """Run the rounds on a daemon and a sandbox of their own, which are gone afterwards."""
     started = time.monotonic()
-    environment = stage.private_environment(folder)
+    environment = stage.private_environment(scene.folder)
     with contextlib.ExitStack() as stack:
-        peer = Peer(engine, name)
+        peer = Peer(scene.engine, scene.name)
         stack.enter_context(peer.removed())
-        sandbox = stack.enter_context(stage.container(engine, name))
-        stack.enter_context(stage.daemon(folder, environment))
+        sandbox = stack.enter_context(stage.container(scene.engine, scene.name))
+        stack.enter_context(stage.daemon(scene.folder, environment))
         tk = stack.enter_context(turnkeep.connect(environment["TURNKEEP_ADDRESS"]))
-        rounds = Rounds(engine, sandbox, peer, folder / "state", files, interrupts)
-        rounds.start(tk.attach(name))
+        state = scene.folder / "state"
+        rounds = Rounds(scene.engine, sandbox, peer, state, plan.files, scene.interrupts)
+        rounds.start(tk.attach(scene.name))
         with rounds.samples.forgotten():
             rounds.run("round-0")
-        for number in range(1, runs + 1):
-            report.progress(f"files, round {number} of {runs}")
+        for number in scene.budget.rounds(plan.runs):
+            report.progress(f"files, round {number} of {plan.runs}")
             rounds.run(f"round-{number}")
             rounds.forget(f"round-{number - 1}")
     took_s = time.monotonic() - started
-    changing = f"a turn changes {CHANGED} of {files:,} files of {FILE_BYTES} bytes"
+    changing = f"a turn changes {CHANGED} of {plan.files:,} files of {FILE_BYTES} bytes"
     return Part(
         name="files",
-        summary=f"{runs} rounds in {took_s:.0f} s, {changing}",
-        settings={"runs": runs, "files": files, "changed": CHANGED, "file_bytes": FILE_BYTES},
+        summary=f"in {took_s:.0f} s; {changing}",
+        settings={"files": plan.files, "changed": CHANGED, "file_bytes": FILE_BYTES},
         sections={"Turnkeep": TURNKEEP, "Docker alone": PEER, "the machine": FLOOR},
-        found=report.figures(rounds.samples.values),
+        found=figures(rounds.samples.values),
     )

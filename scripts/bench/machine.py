@@ -5,16 +5,30 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
+import turnkeep
 
 from bench.processes import peers
 
 GIB = 1024**3
+
+# What makes each of them tell its version.
+_VERSIONS = {
+    "restic": "version",
+    "borg": "--version",
+    "rsync": "--version",
+    "tar": "--version",
+    "zstd": "--version",
+    "btrfs": "--version",
+    "podman": "--version",
+}
 
 
 def describe(engine: Mapping[str, Any], version: str, folder: Path) -> dict[str, str]:
@@ -29,6 +43,7 @@ def describe(engine: Mapping[str, Any], version: str, folder: Path) -> dict[str,
         "kernel": platform.release(),
         "engine": f"Docker {engine['ServerVersion']}, {driver}, cgroup v{engine.get('CgroupVersion', '1')}",
         **peers.versions(),
+        "peers": ", ".join(_peers()),
         "state": f"{_file_system(folder)}, {folder.parent}",
         "python": platform.python_version(),
     }
@@ -67,9 +82,21 @@ def _file_system(folder: Path) -> str:
     return max(holding)[1] if holding else "unknown"
 
 
+def _peers() -> list[str]:
+    """Return the peers that are installed, with their versions."""
+    found = []
+    for name, question in _VERSIONS.items():
+        if shutil.which(name):
+            done = subprocess.run([name, question], capture_output=True, text=True, check=False)
+            version = re.search(r"[0-9]+(\.[0-9]+)+", done.stdout)
+            found.append(f"{name} {version[0] if version else 'of unknown version'}")
+    return found
+
+
 def _revision() -> str:
     """Return " (REVISION)" of a checkout; nothing for an unpacked archive."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    # That of the daemon which is measured: it may be another one than this program's.
+    git = ["git", "-C", str(Path(turnkeep.__file__).parent), "describe", "--always", "--dirty"]
     # A description must not refresh the index of a tree that others work in.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:

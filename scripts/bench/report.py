@@ -1,101 +1,41 @@
-"""The tables and the JSON."""
+"""The tables."""
 
 from __future__ import annotations
 
-import json
-import statistics
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-WIDTH = 120
-_MIB = 1024 * 1024
-_WIDTHS = {"median": 9, "p95": 9, "runs": 4, "peer ÷ it": 15, "it ÷ floor": 12, "target": 18}
+from bench.figures import Figure, Grid, Limit, Measure, Part, figures, runs
 
+__all__ = [
+    "WIDTH",
+    "Figure",
+    "Limit",
+    "Measure",
+    "Part",
+    "figures",
+    "progress",
+    "show",
+    "show_machine",
+]
 
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """What a median is to stay within: `most` in the measure's unit, or so many times that of `of`."""
-
-    most: float
-    of: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """A row of a table: what it is compared with, above and below."""
-
-    title: str
-    peer: str = ""
-    floor: str = ""
-    unit: str = "ns"
-    short: str = ""
-    """What the rows that are compared with it call it."""
-    limits: tuple[Limit, ...] = ()
-
-
-Sections = Mapping[str, Mapping[str, Measure]]
-"""A table: the rows below each heading."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """What all runs of one measure come to."""
-
-    values: Sequence[int]
-    median: float
-    p95: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """All that was measured of one thing."""
-
-    name: str
-    summary: str
-    settings: Mapping[str, Any]
-    sections: Sections
-    found: Mapping[str, Figure]
-    notes: Sequence[str] = field(default_factory=tuple)
-
-    @property
-    def measures(self) -> Mapping[str, Measure]:
-        """All rows that something was measured for."""
-        rows = {key: measure for each in self.sections.values() for key, measure in each.items()}
-        return {key: measure for key, measure in rows.items() if key in self.found}
-
-    def ratio(self, key: str, other: str) -> float | None:
-        """Return how many times the other one's median a measure's is; None where that says nothing."""
-        if other not in self.found or not self.found[other].median:
-            return None
-        return self.found[key].median / self.found[other].median
-
-    def peer_ratio(self, key: str) -> float | None:
-        """Return how many times a measure's median its peer's is."""
-        peer = self.measures[key].peer
-        return self.ratio(peer, key) if peer in self.found else None
-
-    def keeps(self, key: str, limit: Limit) -> bool | None:
-        """Whether a measure stays within a limit; None if what it depends on was not measured."""
-        if not limit.of:
-            return self.found[key].median <= limit.most
-        ratio = self.ratio(key, limit.of)
-        return None if ratio is None else ratio <= limit.most
-
-
-def figures(samples: Mapping[str, Sequence[int]]) -> dict[str, Figure]:
-    """Return the figure of every measure."""
-    return {
-        key: Figure(values=values, median=statistics.median(values), p95=_p95(values))
-        for key, values in samples.items()
-        if values
-    }
+WIDTH = 124
+_KIB = 1024
+_MIB = 1024 * _KIB
+_GIB = 1024 * _MIB
+_WIDTHS = {
+    "median": 9,
+    "p95": 9,
+    "runs": 4,
+    "rate": 10,
+    "peer ÷ it": 15,
+    "it ÷ floor": 12,
+    "target": 22,
+}
 
 
 def progress(what: str) -> None:
@@ -111,18 +51,27 @@ def show_machine(console: Console, machine: Mapping[str, str]) -> None:
 
 
 def show(console: Console, part: Part) -> None:
-    """Print the table of one part."""
+    """Print the tables of one part."""
     console.print(f"\n{part.name:<9} {part.summary}")
-    columns = ["median", "p95", "runs", "peer ÷ it", "it ÷ floor", "target"]
-    if not any(measure.floor for measure in part.measures.values()):
-        columns.remove("it ÷ floor")
-    if not any(measure.limits for measure in part.measures.values()):
-        columns.remove("target")
+    if any(key in part.found for rows in part.sections.values() for key in rows):
+        console.print(_rows(part))
+    for grid in part.grids:
+        keys = [key for row in grid.rows.values() for key in row.values()]
+        if any(key in part.found for key in keys):
+            console.print(f"{grid.title}: median / p95; runs: {runs(part.found, keys)}")
+            console.print(_grid(part, grid))
+    for note in part.notes:
+        console.print(f"  {note}")
+
+
+def _rows(part: Part) -> Table:
+    columns = _columns(part)
     table = Table(box=box.SIMPLE, pad_edge=False)
     table.add_column(no_wrap=True, min_width=38)
     for name in columns:
         is_last = name == "target"
-        table.add_column(name, justify="left" if is_last else "right", no_wrap=True, min_width=_WIDTHS[name])
+        title = name.replace("floor", part.compared)
+        table.add_column(title, justify="left" if is_last else "right", no_wrap=True, min_width=_WIDTHS[name])
     for section, measures in part.sections.items():
         rows = [key for key in measures if key in part.found]
         if rows:
@@ -131,62 +80,66 @@ def show(console: Console, part: Part) -> None:
             cells = _cells(part, key)
             table.add_row(f"  {measures[key].title}", *(cells[name] for name in columns))
         table.add_section()
-    console.print(table)
-    for note in part.notes:
-        console.print(f"  {note}")
+    return table
+
+
+def _columns(part: Part) -> list[str]:
+    """Return the columns that have something in them."""
+    measures = [measure for rows in part.sections.values() for measure in rows.values()]
+    empty = {
+        "rate": not any(measure.moved_bytes for measure in measures),
+        "peer ÷ it": not any(measure.peer for measure in measures),
+        "it ÷ floor": not any(measure.floor for measure in measures),
+        "target": not any(measure.limits for measure in measures),
+    }
+    return [name for name in _WIDTHS if not empty.get(name)]
 
 
 def _cells(part: Part, key: str) -> dict[str, str]:
     measure, figure = part.measures[key], part.found[key]
     return {
-        "median": _text(figure.median, measure.unit),
-        "p95": _text(figure.p95, measure.unit),
+        "median": text(figure.median, measure.unit),
+        "p95": text(figure.p95, measure.unit),
         "runs": str(len(figure.values)),
+        "rate": f"{_rounded(measure.moved_bytes / _MIB / (figure.median / 1e9))} MiB/s"
+        if measure.moved_bytes and figure.median
+        else "",
         "peer ÷ it": _ratio(part, part.peer_ratio(key), measure.peer),
         "it ÷ floor": _ratio(part, part.ratio(key, measure.floor), measure.floor),
         "target": "\n".join(_verdict(part, key, limit) for limit in measure.limits),
     }
 
 
-def write(path: Path, machine: Mapping[str, str], parts: Sequence[Part]) -> None:
-    """Write everything, single values included, as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"machine": dict(machine), "parts": {part.name: _part(part) for part in parts}}
-    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+def _grid(part: Part, grid: Grid) -> Table:
+    """Return a table of medians and, behind them, 95th percentiles."""
+    columns = list(dict.fromkeys(column for row in grid.rows.values() for column in row))
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    table.add_column(grid.corner, no_wrap=True, min_width=24)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for title, row in grid.rows.items():
+        if any(key in part.found for key in row.values()):
+            table.add_row(title, *(_cell(part, row.get(column, "")) for column in columns))
+    return table
 
 
-def _part(part: Part) -> dict[str, Any]:
-    measures = {
-        key: {
-            "title": measure.title.strip(),
-            "unit": measure.unit,
-            "median": part.found[key].median,
-            "p95": part.found[key].p95,
-            "peer": measure.peer or None,
-            "peer_ratio": part.peer_ratio(key),
-            "floor": measure.floor or None,
-            "floor_ratio": part.ratio(key, measure.floor),
-            "targets": [
-                {"most": limit.most, "times": limit.of or None, "kept": part.keeps(key, limit)}
-                for limit in measure.limits
-            ],
-            "values": list(part.found[key].values),
-        }
-        for key, measure in part.measures.items()
-    }
-    return {"options": dict(part.settings), "notes": list(part.notes), "measures": measures}
+def _cell(part: Part, key: str) -> str:
+    if key not in part.found:
+        return "–"
+    figure, unit = part.found[key], part.measures[key].unit
+    median, p95 = text(figure.median, unit), text(figure.p95, unit)
+    # One unit is enough where both have the same.
+    same = median.rpartition(" ")[2] == p95.rpartition(" ")[2]
+    return f"{median.rpartition(' ')[0] if same else median} / {p95}"
 
 
-def _p95(values: Sequence[int]) -> float:
-    if len(values) < 2:
-        return float(values[0])
-    return statistics.quantiles(values, n=20, method="inclusive")[-1]
-
-
-def _text(value: float, unit: str) -> str:
-    if unit == "bytes":
-        return f"{_rounded(value / 1024)} KiB" if value < _MIB else f"{_rounded(value / _MIB)} MiB"
-    return f"{_rounded(value / 1e6)} ms"
+def text(value: float, unit: str) -> str:
+    """Return a figure with its unit."""
+    if unit != "bytes":
+        return f"{_rounded(value / 1e6)} ms" if value < 10e9 else f"{_rounded(value / 1e9)} s"
+    if value < _MIB:
+        return f"{_rounded(value / _KIB)} KiB"
+    return f"{_rounded(value / _MIB)} MiB" if value < _GIB else f"{_rounded(value / _GIB)} GiB"
 
 
 def _ratio(part: Part, value: float | None, other: str) -> str:
@@ -196,10 +149,11 @@ def _ratio(part: Part, value: float | None, other: str) -> str:
 def _verdict(part: Part, key: str, limit: Limit) -> str:
     kept = part.keeps(key, limit)
     word = {True: "ok", False: "missed", None: "unknown"}[kept]
+    tail = "" if limit.tail == "median" else f"{limit.tail} "
     if not limit.of:
-        return f"{word} ≤ {_text(limit.most, part.measures[key].unit)}"
+        return f"{word} {tail}≤ {text(limit.most, part.measures[key].unit)}"
     other = part.measures[limit.of].short if limit.of in part.measures else limit.of
-    return f"{word} ≤ {limit.most:g} × {other}"
+    return f"{word} {tail}≤ {limit.most:g} × {other}"
 
 
 def _rounded(value: float) -> str:

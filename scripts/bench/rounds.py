@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import cast
 
 import docker
 from demo.stage import Failed
@@ -17,28 +16,9 @@ from turnkeep.model import TurnState
 from bench.interrupt import Interrupts
 from bench.peer import Peer, layer_bytes
 from bench.samples import Samples
+from bench.upper import Upper
 
 CHANGED = 5
-FILE_BYTES = 2048
-PER_FOLDER = 100
-
-# Both run inside the sandbox. Random hexadecimal digits: no two files share a
-# chunk, and compression gains what it does on ordinary text, about a half.
-_FILL = """
-import os, sys
-count, size, per_folder = map(int, sys.argv[1:])
-for number in range(count):
-    folder = f"/work/{number // per_folder:04}"
-    os.makedirs(folder, exist_ok=True)
-    with open(f"{folder}/{number:06}.txt", "w") as file:
-        file.write(os.urandom(size // 2).hex())
-"""
-_EDIT = """
-import os, sys
-for path in sys.argv[2:]:
-    with open(path, "w") as file:
-        file.write(os.urandom(int(sys.argv[1]) // 2).hex())
-"""
 
 
 class Rounds:
@@ -56,18 +36,18 @@ class Rounds:
         self.samples = Samples()
         self._engine = engine
         self._container = container
+        self._upper = Upper(container, files)
         self._peer = peer
         self._interrupts = interrupts
         self._pause_first = False
         self._floor_file = state / "bench-floor"
-        self._paths = [_path(number * files // CHANGED) for number in range(CHANGED)]
-        _sh(container, _FILL, str(files), str(FILE_BYTES), str(PER_FOLDER))
+        self._upper.fill()
 
     def start(self, box: Sandbox) -> None:
         """Take the turn that every restore goes back to, and start the peer's sandbox in that state."""
         self._box = box
         self._base = self._changing_turn("base").number
-        self._base_content = self._content()
+        self._base_content = self._upper.content(CHANGED)
         with self._interrupts.held():
             image = self._peer.commit(self._container, "base", pause=True)
         self._replaced = self._peer.run(image.id or "")
@@ -93,7 +73,7 @@ class Rounds:
         self._replace(tag)
         # The engine keeps equal layers once, so that one state committed twice is
         # not the same work twice: each way of committing gets a state of its own.
-        self._edit(self._container)
+        self._upper.edit(CHANGED)
         self._commit(f"{tag}-second", pause=not self._pause_first)
 
     def forget(self, tag: str) -> None:
@@ -108,7 +88,7 @@ class Rounds:
         turn = self._box.turn(label="bench")
         with timed("begin"):
             turn.begin()
-        self._edit(self._container)
+        self._upper.edit(CHANGED)
         with timed("durable_seen"):
             with timed("end"):
                 turn.end()
@@ -126,9 +106,9 @@ class Rounds:
 
     def _restores(self) -> None:
         self._restore("restore")
-        self._edit(self._container)
+        self._upper.edit(CHANGED)
         self._restore("restore_saving")
-        self._edit(self._container)
+        self._upper.edit(CHANGED)
         self._restore("restore_only", skip_safety_checkpoint=True)
 
     def _restore(self, measure: str, *, skip_safety_checkpoint: bool = False) -> None:
@@ -142,7 +122,7 @@ class Rounds:
     def _expect_base(self, result: RestoreResult) -> None:
         if result.changed_paths != CHANGED:
             raise Failed(f"the restore was to bring {CHANGED} files back and wrote {result.changed_paths}")
-        if self._content() != self._base_content:
+        if self._upper.content(CHANGED) != self._base_content:
             raise Failed(f"after the restore to turn {self._base} the files have other content than then")
 
     def _settle(self) -> None:
@@ -155,12 +135,12 @@ class Rounds:
 
     def _changing_turn(self, label: str) -> TurnInfo:
         with self._box.turn(label=label) as turn:
-            self._edit(self._container)
+            self._upper.edit(CHANGED)
         return turn.wait()
 
     def _idle_turn(self) -> TurnInfo:
         with self._box.turn(label="idle") as turn:
-            _sh(self._container, "pass")
+            self._upper.idle()
         return turn.wait()
 
     # -- the peer ----------------------------------------------------------
@@ -175,7 +155,7 @@ class Rounds:
             self.samples.add("commit_layer", layer_bytes(image))
 
     def _replace(self, tag: str) -> None:
-        self._edit(self._replaced)
+        Upper(self._replaced, self._upper.files).edit(CHANGED)
         os.sync()
         with self._interrupts.held(), self.samples.timed("replace"):
             self._replaced.remove(force=True)
@@ -185,25 +165,11 @@ class Rounds:
 
     def _floor(self) -> None:
         """Measure what nobody can do without: reading the files, one write that is durable."""
-        self._container.reload()
-        root = f"/proc/{self._container.attrs['State']['Pid']}/root"
         with self.samples.timed("floor_read"):
-            for path in self._paths:
-                Path(root + path).read_bytes()
+            self._upper.read(CHANGED)
         with self._floor_file.open("ab", buffering=0) as file, self.samples.timed("floor_fsync"):
             file.write(os.urandom(4096))
             os.fsync(file.fileno())  # noqa: TID251 - measured, nothing depends on it
-
-    # -- the sandbox's files -----------------------------------------------
-
-    def _edit(self, container: Container) -> None:
-        _sh(container, _EDIT, str(FILE_BYTES), *self._paths)
-
-    def _content(self) -> bytes:
-        """Return the changed files' content, by a program that knows nothing of Turnkeep."""
-        return _sh(
-            self._container, "import sys\nfor path in sys.argv[1:]: print(open(path).read())", *self._paths
-        )
 
 
 def _expect(info: TurnInfo, state: TurnState, changed: int) -> None:
@@ -212,16 +178,3 @@ def _expect(info: TurnInfo, state: TurnState, changed: int) -> None:
             f"turn {info.number} was to be {state} with {changed} changed files,"
             f" and is {info.state} with {info.changed_files}"
         )
-
-
-def _path(number: int) -> str:
-    return f"/work/{number // PER_FOLDER:04}/{number:06}.txt"
-
-
-def _sh(container: Container, program: str, *arguments: str) -> bytes:
-    code, raw = container.exec_run(["python3", "-I", "-B", "-c", program, *arguments])
-    # Not a stream: it was not asked for.
-    output = cast(bytes, raw)
-    if code != 0:
-        raise Failed(f"a program in the sandbox exited with {code}: {output!r}")
-    return output

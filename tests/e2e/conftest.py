@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.docker)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def daemon(engine: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A running daemon."""
+    """A running daemon for all tests of a module, which leave it as it is."""
     # Short: a socket's path has at most 107 bytes.
     daemon = Daemon(tmp_path_factory.mktemp("tk"))
     daemon.start()
     yield daemon
-    daemon.stop()
-    missed = [line for line in daemon.log.read_text().splitlines() if "changes were not reported" in line]
-    assert not missed, "every look was compared with a scan"
+    assert daemon.stop() == 0
+    daemon.assert_nothing_missed()
+
+
+@pytest.fixture
+def start_daemon(
+    engine: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Daemon]]:
+    """Starts daemons of a test's own, with a configuration of its own; stops them."""
+    with contextlib.ExitStack() as started:
+
+        def start(configuration: str = "auto_attach = false") -> Daemon:
+            daemon = Daemon(tmp_path_factory.mktemp("tk"))
+            daemon.configure(configuration)
+            started.callback(daemon.assert_nothing_missed)
+            started.callback(daemon.stop)
+            daemon.start()
+            return daemon
+
+        yield start
+
+
+@pytest.fixture
+def own_daemon(start_daemon: Callable[..., Daemon]) -> Daemon:
+    """A running daemon for a test that stops or kills it, or wants nobody else there."""
+    return start_daemon()
 
 
 @pytest.fixture
@@ -41,9 +65,19 @@ def tk(daemon: Daemon) -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def later() -> Iterator[Callable[..., object]]:
+    """Has something done in the background, before the end of the session."""
+    with ThreadPoolExecutor(2) as pool:
+        begun: list[Future[None]] = []
+        yield lambda *call: begun.append(pool.submit(*call))
+        for each in begun:
+            each.result()
+
+
 @pytest.fixture
-def make(engine: docker.DockerClient) -> Iterator[Callable[..., Box]]:
-    """Starts sandboxes; removes them and what was made of them."""
+def make(engine: docker.DockerClient, later: Callable[..., object]) -> Iterator[Callable[..., Box]]:
+    """Starts sandboxes; has them and what was made of them removed."""
     boxes: list[Box] = []
 
     def start(**options: Any) -> Box:
@@ -52,16 +86,19 @@ def make(engine: docker.DockerClient) -> Iterator[Callable[..., Box]]:
         return box
 
     yield start
-    for box in boxes:
-        with contextlib.suppress(NotFound):
-            box.container.remove(force=True, v=True)
-    names = tuple(box.name for box in boxes)
+    if boxes:
+        # It takes the engine half a second, for which no test has to wait.
+        later(_remove, engine, tuple(box.name for box in boxes))
+
+
+def _remove(engine: docker.DockerClient, names: tuple[str, ...]) -> None:
+    """Remove the containers and volumes whose names begin so."""
     for container in engine.containers.list(all=True, ignore_removed=True):
-        if (container.name or "").startswith(names or ("-",)):
+        if (container.name or "").startswith(names):
             with contextlib.suppress(NotFound):
                 container.remove(force=True, v=True)
     for volume in engine.volumes.list():
-        if volume.name.startswith(names or ("-",)):
+        if volume.name.startswith(names):
             volume.remove(force=True)
 
 

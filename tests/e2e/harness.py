@@ -115,6 +115,11 @@ class Daemon:
             return False
         return True
 
+    def assert_nothing_missed(self) -> None:
+        """Fail if a scan found a change that nobody had told of (`configure` has every look compared)."""
+        lines = self.log.read_text().splitlines()
+        assert not [line for line in lines if "changes were not reported" in line]
+
     def kill(self) -> None:
         """End it with SIGKILL."""
         assert self.process is not None

@@ -248,7 +248,7 @@ def look():
 def change():
     alone(b"+"); grouped(b"+")
 """,
-    "two-hundred": """
+    "many": """
 def counting():
     count = 0
     def answer(word):
@@ -257,7 +257,7 @@ def counting():
         return [os.getpid(), os.getppid(), count]
     return worker(answer, lambda: [os.close(fd) for fd in others])
 others, many = [], []
-for _ in range(200):
+for _ in range(64):
     many.append(counting()); others += [each.ask for each in many[-1:]] + [each.said for each in many[-1:]]
 def look():
     return [each("?") for each in many]

@@ -16,25 +16,24 @@ from turnkeep.client.sync import Client
 from turnkeep.errors import Conflict, ContainerNotRunning, SandboxNotFound, Unsupported
 from turnkeep.model import ContainerState, TurnState
 
+from tests.conftest import IMAGE
 from tests.e2e.harness import Box, Daemon, turn, wait_until
+from tests.e2e.image_layers import add_layers
 
 
 def test_by_name_by_id_and_twice(tk: Client, box: Box) -> None:
     by_name = tk.attach(box.name)
     by_id = tk.attach((box.container.id or "")[:12])
     assert by_name.info.id == by_id.info.id
-    assert [each.name for each in tk.sandboxes()] == [box.name]
+    assert [each.name for each in tk.sandboxes()].count(box.name) == 1
     assert {each.target for each in by_name.info.mounts if each.covered} >= {"/", "/dev/shm", "/etc/hosts"}
 
 
 def test_containers_with_the_label_are_attached_by_themselves(
-    daemon: Daemon, make: Callable[..., Box]
+    start_daemon: Callable[..., Daemon], make: Callable[..., Box]
 ) -> None:
-    daemon.stop()
     before = make(labels={"turnkeep.enable": "true"})
-    daemon.configure("auto_attach = true")
-    daemon.start()
-    with daemon.connect() as tk:
+    with start_daemon("auto_attach = true").connect() as tk:
         wait_until(
             lambda: before.name in {each.name for each in tk.sandboxes()}, "the running one is attached"
         )
@@ -79,7 +78,8 @@ def test_a_rename_is_followed(tk: Client, box: Box) -> None:
     sandbox = tk.attach(box.name)
     new = f"{box.name}-renamed"
     box.container.rename(new)
-    wait_until(lambda: tk.sandboxes()[0].name == new, "the rename is seen")
+    wait_until(lambda: new in {each.name for each in tk.sandboxes()}, "the rename is seen")
+    assert box.name not in {each.name for each in tk.sandboxes()}
     assert tk.sandbox(new).info.id == sandbox.info.id
 
 
@@ -101,7 +101,7 @@ def test_detached_means_left_alone_and_comes_back(tk: Client, box: Box) -> None:
     sandbox = tk.attach(box.name)
     turn(box, sandbox, "echo 1 > /a")
     sandbox.detach()
-    assert tk.sandboxes() == []
+    assert box.name not in {each.name for each in tk.sandboxes()}
     with pytest.raises(Conflict, match="detached"):
         sandbox.turn(label="refused").begin()
     box.sh("echo 2 > /a")
@@ -144,17 +144,10 @@ def test_many_layers_are_read_through_relative_paths(
     tk: Client, engine: docker.DockerClient, make: Callable[..., Box]
 ) -> None:
     """Docker mounts with relative paths when there are many layers."""
-    image = "turnkeep/sandbox:test"
-    made: list[str] = []
+    layers = [{f"layer{number}": b"%d\n" % number} for number in range(70)]
+    image = add_layers(engine, IMAGE, "turnkeep/test-layers:70", layers)
     try:
-        for number in range(70):
-            container = engine.containers.create(image, ["sh", "-c", f"echo {number} > /layer{number}"])
-            container.start()
-            container.wait()
-            image = container.commit("turnkeep/test-layers", str(number)).id or ""
-            container.remove()
-            made.append(f"turnkeep/test-layers:{number}")
-        box = make(image=image)
+        box = make(image=image.id)
         mounted = Path(f"/proc/{box.state()['Pid']}/mountinfo").read_text().splitlines()[0]
         assert re.search(r"upperdir=[^/]", mounted) or "lowerdir=l/" in mounted, "not the case this is about"
         sandbox = tk.attach(box.name)
@@ -164,8 +157,8 @@ def test_many_layers_are_read_through_relative_paths(
         assert box.sh("ls /layer3 /layer69 2>/dev/null; cat /layer5 /layer10", check=False) == "new\n10\n"
         box.container.remove(force=True)
     finally:
-        for tag in reversed(made):
-            engine.images.remove(tag, force=True)
+        # By its id, for the daemon has a tag for it, too.
+        engine.images.remove(str(image.id), force=True)
 
 
 def test_the_cli_speaks_to_the_same_daemon(daemon: Daemon, box: Box) -> None:

@@ -19,6 +19,12 @@ from turnkeep.runtime.cgroup import find_cgroup
 from tests.e2e.harness import Box, Daemon, turn, wait_until
 
 
+@pytest.fixture
+def daemon(own_daemon: Daemon) -> Daemon:
+    """Each of these tests kills its own."""
+    return own_daemon
+
+
 def test_what_was_durable_survives_a_kill(daemon: Daemon, box: Box) -> None:
     with daemon.connect() as tk:
         sandbox = tk.attach(box.name)
@@ -164,7 +170,7 @@ def test_a_kill_in_a_restore_into_a_new_container_leaves_none(
     daemon.kill()
     worker.join()
     daemon.start()
-    names = [each.name for each in engine.containers.list(all=True)]
+    names = [each.name for each in engine.containers.list(all=True, ignore_removed=True)]
     if "turnkeep-test-halfmade-2" in names:
         # The restore was done before the kill came.
         reborn = Box(engine.containers.get("turnkeep-test-halfmade-2"))

@@ -171,11 +171,10 @@ def test_it_never_meets_a_capture(daemon: Daemon, tk: Client, box: Box) -> None:
     assert states == [TurnState.DURABLE] * 5
 
 
-def test_without_criu(daemon: Daemon, tk: Client, box: Box, folder: Path) -> None:
-    daemon.stop()
-    daemon.configure(f'auto_attach = false\n[process]\ncriu = "{folder}"')
-    daemon.start()
-    tk.attach(box.name)
+def test_without_criu(start_daemon: Callable[..., Daemon], box: Box, folder: Path) -> None:
+    daemon = start_daemon(f'auto_attach = false\n[process]\ncriu = "{folder}"')
+    with daemon.connect() as tk:
+        tk.attach(box.name)
     box.spawn("python3", "-c", SLEEPER)
     found = doctor(daemon, box.name, code=1)
     assert not {"self-test", "other users", "host"} & {each.what for each in found}
@@ -188,19 +187,17 @@ def test_without_criu(daemon: Daemon, tk: Client, box: Box, folder: Path) -> Non
     assert criu.detail in only(found, "processes", "python3").detail
 
 
-def test_where_processes_are_not_wanted(daemon: Daemon) -> None:
-    daemon.stop()
-    daemon.configure("auto_attach = false\n[process]\nenabled = false")
-    daemon.start()
+def test_where_processes_are_not_wanted(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon("auto_attach = false\n[process]\nenabled = false")
     criu = only(doctor(daemon), "criu")
     assert criu.verdict is Verdict.DEGRADED
     assert "process.enabled" in criu.fix
 
 
 @pytest.mark.timeout(LIMIT_S * 2)
-def test_a_daemon_that_is_killed_in_the_middle_leaves_nothing(daemon: Daemon) -> None:
-    assert daemon.process is not None
-    name = f"turnkeep-self-test-{daemon.process.pid}"
+def test_a_daemon_that_is_killed_in_the_middle_leaves_nothing(own_daemon: Daemon) -> None:
+    assert own_daemon.process is not None
+    name = f"turnkeep-self-test-{own_daemon.process.pid}"
     group = next(each for each in (Path("/sys/fs/cgroup/freezer"), Path("/sys/fs/cgroup")) if each.is_dir())
     members = group / name / "cgroup.procs"
 
@@ -210,10 +207,10 @@ def test_a_daemon_that_is_killed_in_the_middle_leaves_nothing(daemon: Daemon) ->
         except OSError:  # not there yet, or removed between its opening and its reading (ENODEV)
             return []
 
-    with subprocess.Popen([TURNKEEP, "doctor"], env=daemon.environment, stdout=subprocess.DEVNULL):
+    with subprocess.Popen([TURNKEEP, "doctor"], env=own_daemon.environment, stdout=subprocess.DEVNULL):
         wait_until(inside, "the self-test runs")
-        daemon.kill()
+        own_daemon.kill()
         wait_until(lambda: not inside(), "its processes are gone")
-    daemon.start()
-    assert only(doctor(daemon), "self-test").verdict is Verdict.OK
+    own_daemon.start()
+    assert only(doctor(own_daemon), "self-test").verdict is Verdict.OK
     assert not members.exists()

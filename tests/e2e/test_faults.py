@@ -86,11 +86,8 @@ def test_a_harness_state_that_does_not_fit_is_refused(small_disk: Path, box: Box
         daemon.stop()
 
 
-def test_an_engine_that_is_gone_is_said_to_be(daemon: Daemon, box: Box) -> None:
-    daemon.stop()
-    daemon.configure('docker_host = "unix:///nowhere/docker.sock"')
-    daemon.start()
-    with daemon.connect() as tk:
+def test_an_engine_that_is_gone_is_said_to_be(start_daemon: Callable[..., Daemon], box: Box) -> None:
+    with start_daemon('docker_host = "unix:///nowhere/docker.sock"').connect() as tk:
         with pytest.raises(TurnkeepError, match="does not answer"):
             tk.attach(box.name)
         assert any("does not answer" in each for each in tk.status().degraded)

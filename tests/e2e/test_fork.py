@@ -86,15 +86,22 @@ def test_all_copies_or_none(box: Box, tk: Client, engine: docker.DockerClient, d
     sandbox = tk.attach(box.name)
     taken = f"{box.name}-taken"
     engine.containers.create("turnkeep/sandbox:test", name=taken)
-    before = {each.name for each in engine.containers.list(all=True)}
+    before = _named(engine, box.name)
+    assert before == {box.name, taken}
     with pytest.raises(Conflict, match="taken"):
         sandbox.fork(names=[f"{box.name}-a", taken])
     with pytest.raises(InvalidRequest, match="2 names for 3 copies"):
         sandbox.fork(3, names=[f"{box.name}-a", f"{box.name}-b"])
-    assert {each.name for each in engine.containers.list(all=True)} == before
+    assert _named(engine, box.name) == before
     done = daemon.cli("fork", box.name, "-n", "2")
     assert f"{box.name}-fork-1" in done.stdout
     assert f"{box.name}-fork-2" in done.stdout
+
+
+def _named(engine: docker.DockerClient, start: str) -> set[str]:
+    """Return the containers whose names begin so."""
+    found = engine.containers.list(all=True, ignore_removed=True, filters={"name": f"^/{start}"})
+    return {each.name or "" for each in found}
 
 
 def test_volumes_are_copied(make: Callable[..., Box], tk: Client, engine: docker.DockerClient) -> None:

@@ -26,7 +26,8 @@ def change():
     db.execute("commit" if db.in_transaction else "delete from t")
 show(look, change)
 """
-READ = 'python3 -c "import sqlite3; print(sqlite3.connect(\\"/root/data.db\\").execute(\\"{}\\").fetchall())"'
+OPEN = 'sqlite3.connect(\\"/root/data.db\\", timeout=0)'
+READ = f'python3 -c "import sqlite3; print({OPEN}.execute(\\"{{}}\\").fetchall())"'
 
 
 def test_sqlite_in_wal_mode_is_not_called_captured(box: Box, tk: Client) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,13 @@ from turnkeep.model import Fidelity
 
 from tests.e2e.confined import cgroups, confined, everyone, host_pid, may_set_limits
 from tests.e2e.exhibits import Exhibit, Make, checkpoint_of, comes_back, keep
-from tests.e2e.harness import Box, Daemon, turn, wait_until
+from tests.e2e.harness import Box, turn, wait_until
 
 COUNTER = """
 count, child = [1], worker(lambda word: os.getpid())
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 show(lambda: [count, child("?")], lambda: count.append(2))
 """
-
-
-@pytest.fixture(scope="module")
-def daemon(engine: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """One daemon for all of these sandboxes."""
-    daemon = Daemon(tmp_path_factory.mktemp("tk"))
-    daemon.start()
-    yield daemon
-    daemon.stop()
 
 
 MAKES: dict[str, dict[str, Any]] = {

@@ -27,7 +27,7 @@ from tests.e2e.harness import Box, Daemon, turn, wait_until
 
 # Enough memory that a dump or a restore can be met in the act.
 BALLAST = """
-ballast, count = bytearray(os.urandom(1 << 20)) * 200, [1]
+ballast, count = bytearray(os.urandom(1 << 20)) * 64, [1]
 child = worker(lambda word: [os.getpid(), len(ballast)])
 show(lambda: [count, child("?"), ballast[::99999].hex()[:64]], lambda: count.append(2))
 """
@@ -142,6 +142,12 @@ def nothing_is_left(box: Box) -> None:
     wait_until(free, "nothing is traced")
     wait_until(lambda: not any(is_criu(host) for host in everyone(box).values()), "no CRIU")
     assert box.sh("echo alive") == "alive\n"
+
+
+@pytest.fixture
+def daemon(own_daemon: Daemon) -> Daemon:
+    """Each of these tests kills its own."""
+    return own_daemon
 
 
 @pytest.fixture(autouse=True)

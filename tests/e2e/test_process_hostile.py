@@ -6,11 +6,9 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import docker
 import pytest
 from turnkeep.client.sync import Client
 from turnkeep.errors import TurnkeepError
@@ -20,16 +18,6 @@ from tests.e2e.confined import everyone
 from tests.e2e.exhibits import PRELUDE, Exhibit, Make, checkpoint_of, comes_back, keep
 from tests.e2e.harness import Box, Daemon, turn, wait_until
 from tests.e2e.watched_files import Watch
-
-
-@pytest.fixture(scope="module")
-def daemon(engine: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """One daemon for all of these sandboxes."""
-    daemon = Daemon(tmp_path_factory.mktemp("tk"))
-    daemon.start()
-    yield daemon
-    daemon.stop()
-
 
 COUNTER = """
 count, child = [1], worker(lambda word: os.getpid())

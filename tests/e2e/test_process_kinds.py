@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 
-import docker
 import pytest
 from turnkeep.client.sync import Client, Sandbox
 from turnkeep.model import Fidelity
 
 from tests.e2e.exhibits import Exhibit, Make, checkpoint_of, comes_back, keep
-from tests.e2e.harness import Box, Daemon, turn, wait_until
+from tests.e2e.harness import Box, turn, wait_until
 from tests.e2e.kinds import KINDS, NAMED, REASONS, TICKING
-
-
-@pytest.fixture(scope="module")
-def daemon(engine: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """One daemon for all of these sandboxes."""
-    daemon = Daemon(tmp_path_factory.mktemp("tk"))
-    daemon.start()
-    yield daemon
-    daemon.stop()
 
 
 @pytest.fixture

@@ -54,7 +54,9 @@ def start(box: Box, program: str, name: str) -> None:
 
 def get(box: Box, port: int = 8000) -> int:
     """Ask the counting server."""
-    return int(box.sh(f"curl -sf --retry 30 --retry-delay 1 --retry-connrefused http://127.0.0.1:{port}/"))
+    return int(
+        wait_until(lambda: box.sh(f"curl -sf http://127.0.0.1:{port}/", check=False), "the server answers")
+    )
 
 
 def ask(box: Box) -> tuple[int, int, int]:
@@ -196,35 +198,34 @@ def test_into_a_new_container(box: Box, sandbox: Sandbox, tk: Client, daemon: Da
     assert get(box) == 3
 
 
-def test_a_client_of_docker_exec_that_waits(daemon: Daemon, make: Callable[..., Box]) -> None:
+@pytest.mark.parametrize("policy", ["capture", "record", "fail", "wait"])
+def test_a_client_of_docker_exec_that_waits(
+    start_daemon: Callable[..., Daemon], box: Box, policy: str
+) -> None:
     """What becomes of a command whose output somebody still reads is the operator's choice."""
-    for policy in ("capture", "record", "fail", "wait"):
-        daemon.stop()
-        daemon.configure(f'auto_attach = false\n[process]\nexec_sessions = "{policy}"\nexec_wait_s = 60')
-        daemon.start()
-        box = make()
-        with daemon.connect() as tk:
-            sandbox = tk.attach(box.name)
-            loop = "touch /root/up; while [ ! -e /root/end ]; do sleep 0.02; done; echo done > /root/out"
-            client = subprocess.Popen(["docker", "exec", box.name, "sh", "-c", loop], stdout=subprocess.PIPE)
-            box.sh("until [ -e /root/up ]; do :; done")
-            open_turn = sandbox.turn(label=policy)
-            open_turn.begin()
-            open_turn.end()
-            if policy == "wait":
-                box.sh("touch /root/end")
-            if policy == "fail":
-                with pytest.raises(TurnFailed, match="docker exec"):
-                    open_turn.wait()
-            else:
-                checkpoint = sandbox.find_checkpoint(open_turn.wait().number)
-                whole = policy in ("capture", "wait")
-                assert (checkpoint.fidelity is Fidelity.COMPLETE) is whole
-                assert any("docker exec" in each for each in checkpoint.not_captured) is not whole
-            if policy == "wait":
-                assert box.sh("cat /root/out") == "done\n"
+    settings = f'auto_attach = false\n[process]\nexec_sessions = "{policy}"\nexec_wait_s = 60'
+    with start_daemon(settings).connect() as tk:
+        sandbox = tk.attach(box.name)
+        loop = "touch /root/up; while [ ! -e /root/end ]; do sleep 0.02; done; echo done > /root/out"
+        client = subprocess.Popen(["docker", "exec", box.name, "sh", "-c", loop], stdout=subprocess.PIPE)
+        box.sh("until [ -e /root/up ]; do :; done")
+        open_turn = sandbox.turn(label=policy)
+        open_turn.begin()
+        open_turn.end()
+        if policy == "wait":
             box.sh("touch /root/end")
-            client.communicate()
+        if policy == "fail":
+            with pytest.raises(TurnFailed, match="docker exec"):
+                open_turn.wait()
+        else:
+            checkpoint = sandbox.find_checkpoint(open_turn.wait().number)
+            whole = policy in ("capture", "wait")
+            assert (checkpoint.fidelity is Fidelity.COMPLETE) is whole
+            assert any("docker exec" in each for each in checkpoint.not_captured) is not whole
+        if policy == "wait":
+            assert box.sh("cat /root/out") == "done\n"
+        box.sh("touch /root/end")
+        client.communicate()
 
 
 EPOLL = """
@@ -263,10 +264,8 @@ def test_a_server_that_only_a_freeze_wakes_costs_no_dump(box: Box, sandbox: Sand
     assert get(box) == 2
 
 
-def test_images_too_large_for_memory_go_to_the_disk(daemon: Daemon, box: Box) -> None:
-    daemon.stop()
-    daemon.configure("auto_attach = false\n[process]\nimage_bytes = 1048576")
-    daemon.start()
+def test_images_too_large_for_memory_go_to_the_disk(start_daemon: Callable[..., Daemon], box: Box) -> None:
+    daemon = start_daemon("auto_attach = false\n[process]\nimage_bytes = 1048576")
     start(box, SERVER, "server")
     with daemon.connect() as tk:
         sandbox = tk.attach(box.name)

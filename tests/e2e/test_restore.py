@@ -204,17 +204,17 @@ def test_a_stopped_container_is_restored_and_started(tk: Client, box: Box) -> No
 
 
 def test_a_container_that_stopped_before_the_daemon_started_is_restored(
-    daemon: Daemon, make: Callable[..., Box]
+    own_daemon: Daemon, make: Callable[..., Box]
 ) -> None:
     box = make(name="turnkeep-test-late", volumes={"turnkeep-test-late-data": {"bind": "/data"}})
-    with daemon.connect() as tk:
+    with own_daemon.connect() as tk:
         sandbox = tk.attach(box.name)
         turn(box, sandbox, "echo 1 > /state; echo 1 > /data/state")
         turn(box, sandbox, "echo 2 > /state; echo 2 > /data/state")
-    assert daemon.stop() == 0
+    assert own_daemon.stop() == 0
     box.container.stop(timeout=0)
-    daemon.start()
-    with daemon.connect() as tk:
+    own_daemon.start()
+    with own_daemon.connect() as tk:
         result = tk.sandbox(box.name).restore(turn=1)
         assert result.mode == "cold"
         assert box.sh("cat /state /data/state") == "1\n1\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import turnkeep
@@ -11,6 +12,9 @@ from turnkeep.errors import Conflict, ContainerNotFound, SandboxNotFound, TurnNo
 from turnkeep.model import Fidelity, TurnClass, TurnState
 
 from tests.e2e.harness import Box, Daemon, turn, wait_until
+
+# It has come to rest when the turn ends: its shell and `nohup` ran before it under the same pid.
+SLEEPER = "nohup sleep 1000 > /dev/null 2>&1 & until ps -o comm=,stat= $! | grep -q '^sleep *S'; do :; done"
 
 
 def test_only_what_changed_is_kept(tk: Client, box: Box) -> None:
@@ -68,14 +72,13 @@ def test_derived_caches_alone_are_skipped_and_kept_with_the_next_capture(tk: Cli
     assert "m.cpython" in box.sh("ls /work/__pycache__")
 
 
-def test_without_criu_a_process_left_running_is_said_not_to_be_captured(daemon: Daemon, box: Box) -> None:
-    daemon.stop()
-    daemon.configure("auto_attach = false\n[process]\nenabled = false")
-    daemon.start()
-    with daemon.connect() as tk:
+def test_without_criu_a_process_left_running_is_said_not_to_be_captured(
+    start_daemon: Callable[..., Daemon], box: Box
+) -> None:
+    with start_daemon("auto_attach = false\n[process]\nenabled = false").connect() as tk:
         assert any("processes are not captured" in each for each in tk.status().degraded)
         sandbox = tk.attach(box.name)
-        kept = turn(box, sandbox, "nohup sleep 1000 > /dev/null 2>&1 &")
+        kept = turn(box, sandbox, SLEEPER)
         checkpoint = sandbox.find_checkpoint(kept.number)
         assert checkpoint.fidelity is Fidelity.FILES_ONLY
         assert any("sleep" in line for line in checkpoint.not_captured)
@@ -85,7 +88,7 @@ def test_without_criu_a_process_left_running_is_said_not_to_be_captured(daemon: 
 
 def test_a_process_left_running_is_captured_once(tk: Client, box: Box) -> None:
     sandbox = tk.attach(box.name)
-    started = turn(box, sandbox, "nohup sleep 1000 > /dev/null 2>&1 &")
+    started = turn(box, sandbox, SLEEPER)
     assert started.decision is not None
     assert started.decision.turn_class in (TurnClass.PROCESS, TurnClass.FULL)
     checkpoint = sandbox.find_checkpoint(started.number)
@@ -158,15 +161,14 @@ def test_a_turn_whose_harness_died_is_abandoned_and_captured(daemon: Daemon, tk:
     assert box.sh("cat /work/a") == "lost\n"
 
 
-def test_a_silent_harness_is_abandoned_by_a_time_limit(daemon: Daemon, box: Box) -> None:
-    daemon.stop()
-    daemon.configure("auto_attach = false\n[limits]\nturn_timeout_s = 0.2")
-    daemon.start()
-    with daemon.connect() as tk:
+def test_a_silent_harness_is_abandoned_by_a_time_limit(start_daemon: Callable[..., Daemon], box: Box) -> None:
+    with start_daemon("auto_attach = false\n[limits]\nturn_timeout_s = 0.2").connect() as tk:
         sandbox = tk.attach(box.name)
+        sandbox.checkpoint()
+        # Before the turn, whose end nobody here determines.
+        box.sh("echo 1 > /kept")
         silent = sandbox.turn(label="silent")
         silent.begin()
-        box.sh("echo 1 > /kept")
         done = sandbox.wait(1)
         assert done.abandoned
         assert done.state is TurnState.DURABLE
@@ -250,7 +252,8 @@ def test_events_tell_a_turn_from_begin_to_durable(tk: Client, box: Box) -> None:
 
 
 def test_twenty_sandboxes_take_turns_at_once(make: Callable[..., Box], tk: Client) -> None:
-    boxes = [make() for _ in range(20)]
+    with ThreadPoolExecutor(4) as pool:
+        boxes = list(pool.map(lambda _: make(), range(20)))
     sandboxes = [tk.attach(box.name) for box in boxes]
     turns = []
     for index, (box, sandbox) in enumerate(zip(boxes, sandboxes, strict=True)):

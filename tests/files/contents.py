@@ -16,7 +16,8 @@ Fill = Callable[[Path], None]
 
 DEEP_LEVELS = 1200
 DEEP_NAME = "level-with-a-name"
-WIDE_NAMES = 20_000
+WIDE_NAMES = 5000
+"""With names of more than 200 bytes each: the folder's record is larger than any buffer."""
 
 _NOISE = random.Random(7).randbytes(MIB)
 
@@ -160,7 +161,7 @@ def deep_tree(root: Path) -> None:
 def wide_folder(root: Path) -> None:
     (root / "wide").mkdir()
     for number in range(WIDE_NAMES):
-        os.mknod(root / "wide" / f"{number:05}-{'n' * (number % 100)}", 0o600 | stat.S_IFREG)
+        os.mknod(root / "wide" / f"{number:05}-{'n' * (200 + number % 40)}", 0o600 | stat.S_IFREG)
 
 
 def over_the_image(root: Path) -> None:

@@ -48,7 +48,8 @@ def test_an_idle_sandbox_is_one_tree_without_state(box: Box) -> None:
 
 
 def test_each_exec_is_a_tree_and_what_it_leaves_behind_is_inits(box: Box) -> None:
-    box.start("sh", "-c", "sleep 1000 & echo ready; wait")
+    # A process has the name of its parent until it has begun its program.
+    box.start("sh", "-c", "sleep 1000 & until grep -q sleep /proc/$!/comm; do :; done; echo ready; wait")
     box.two_trees()
     forest = frozen_forest(box)
     first, second = exec_trees(forest)
@@ -184,9 +185,9 @@ def test_a_descendant_outside_of_the_cgroup_is_found(box: Box) -> None:
 def test_pid_namespaces_inside_are_a_problem(engine: docker.DockerClient) -> None:
     options = {"cap_add": ["SYS_ADMIN"], "security_opt": ["seccomp=unconfined", "apparmor=unconfined"]}
     with make_box(engine, **options) as box:
-        box.start("unshare", "--pid", "--fork", "sh", "-c", "echo ready; exec sleep 1000")
+        box.start("unshare", "--pid", "--fork", "sh", "-c", "echo ready; read line")
         (tree,) = exec_trees(frozen_forest(box))
-        assert tree.names == ("unshare", "sleep")
+        assert tree.names == ("unshare", "sh")
         assert "pid namespaces inside" in tree.problems[0]
 
 

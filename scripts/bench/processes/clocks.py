@@ -7,6 +7,7 @@ that `CLOCKS` in the environment names, a line each, when it returns. Elsewhere,
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
@@ -33,10 +34,28 @@ FUNCTIONS = {
 }
 
 
+def places() -> dict[str, tuple[Any, str]]:
+    """Return, for each short name, the object that holds the function, and its name there.
+
+    A function that this version of the daemon does not have is left out.
+    """
+    found = {}
+    for name, place in FUNCTIONS.items():
+        module, _, path = place.partition(":")
+        *owners, last = path.split(".")
+        with contextlib.suppress(ImportError, AttributeError):
+            owner = functools.reduce(getattr, owners, importlib.import_module(module))
+            getattr(owner, last)
+            found[name] = owner, last
+    return found
+
+
 class Clocks:
     """What the clocks showed since they were last read."""
 
     def __init__(self, path: Path) -> None:
+        self.complete = len(places()) == len(FUNCTIONS)
+        """Whether the daemon has all functions: else its parts cannot be told from the rest."""
         self._path = path
         self._position = 0
         path.touch()
@@ -68,10 +87,7 @@ def _clocked(name: str, function: Callable[..., Any], fd: int) -> Callable[..., 
 def main() -> int:
     """Set the clocks, then be `turnkeep`."""
     fd = os.open(os.environ[CLOCKS], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-    for name, place in FUNCTIONS.items():
-        module, _, path = place.partition(":")
-        *owners, last = path.split(".")
-        owner = functools.reduce(getattr, owners, importlib.import_module(module))
+    for name, (owner, last) in places().items():
         setattr(owner, last, _clocked(name, getattr(owner, last), fd))
     from turnkeep.cli import main as turnkeep
 

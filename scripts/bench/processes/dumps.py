@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
+from collections.abc import Callable, Sequence
 
 from demo.stage import Failed
 from turnkeep.client import Client, Sandbox, TurnInfo
@@ -12,6 +14,7 @@ from turnkeep.model import TurnState
 
 from bench.peer import Peer
 from bench.processes.boxes import Box, Server
+from bench.processes.engines import Engine
 from bench.processes.peers import Checkpoints
 from bench.samples import Samples
 
@@ -25,7 +28,14 @@ class Dumps:
     """
 
     def __init__(
-        self, prefix: str, samples: Samples, tk: Client, box: Box, server: Server, checkpoints: Checkpoints
+        self,
+        prefix: str,
+        samples: Samples,
+        tk: Client,
+        box: Box,
+        server: Server,
+        checkpoints: Checkpoints,
+        others: Sequence[Engine],
     ) -> None:
         self._prefix = prefix
         self._samples = samples
@@ -33,8 +43,9 @@ class Dumps:
         self._box = box
         self._server = server
         self._checkpoints = checkpoints
+        self._others = others
         self._sandbox: Sandbox = tk.attach(box.name)
-        self._turnkeep_first = False
+        self._reversed = False
 
     def first(self) -> None:
         """Measure the first dump of a server: nothing of it is in the store yet."""
@@ -47,14 +58,15 @@ class Dumps:
         self._add("first_stored", self._dumped(info).stored_bytes)
 
     def run(self) -> None:
-        """Measure once what Turnkeep does and what runc does; they take turns.
+        """Measure once what Turnkeep does and what each of the others does; they take turns.
 
         Raises:
             Failed: the processes were not dumped.
         """
-        self._turnkeep_first = not self._turnkeep_first
-        steps = [self._turn, self._checkpoint]
-        for step in steps if self._turnkeep_first else reversed(steps):
+        self._reversed = not self._reversed
+        steps: list[Callable[[], None]] = [self._turn, self._checkpoint]
+        steps += [functools.partial(self._other, engine) for engine in self._others]
+        for step in reversed(steps) if self._reversed else steps:
             os.sync()
             step()
 
@@ -92,6 +104,13 @@ class Dumps:
         self._add("runc_stopped", (stats.freezing_us + stats.frozen_us) * 1000)
         self._add("runc_memory", (stats.memory_us + stats.writing_us) * 1000)
         self._add("runc_bytes", self._checkpoints.image_bytes())
+
+    def _other(self, engine: Engine) -> None:
+        self._server.touch(engine)
+        self._server.gap_ns(engine)
+        with self._samples.timed(f"{self._prefix}{engine.key}"):
+            engine.checkpoint(leave_running=True)
+        self._add(f"{engine.key}_gap", self._server.gap_ns(engine))
 
     def _dumped(self, info: TurnInfo) -> ProcessImage:
         """Return what a turn dumped, and make sure that it did."""

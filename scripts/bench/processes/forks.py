@@ -96,6 +96,8 @@ class Forks:
 
     def _parts(self, measure: str) -> None:
         clocks = self._daemon.clocks.read()
+        if not self._daemon.clocks.complete:
+            return
         parts = {
             "engine": clocks["create"] + clocks["start"],
             "read": clocks["load"],

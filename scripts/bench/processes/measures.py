@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bench.figures import Axis, Limit, Measure, Sections
 from bench.processes.boxes import MIB
-from bench.report import Limit, Measure, Sections
 
 _STOPPED_NS = {64 * MIB: 60_000_000}
 _TERMINAL_NS, _SERVER_NS = 100_000_000, 150_000_000
@@ -23,7 +23,7 @@ def dumps(size: int) -> Sections:
         "freeze": Measure("freeze window of a turn", f"{at}runc_stopped", limits=(half, *absolute)),
         "freeze_criu": Measure("  stopped by CRIU, it says"),
         "freeze_rest": Measure("  the rest: ours"),
-        "gap": Measure("  as its server sees it", f"{at}runc_gap"),
+        "gap": _gap(size, "Turnkeep", peer=f"{at}runc_gap"),
         "captured": Measure("EndTurn to captured", f"{at}runc"),
         "durable": Measure("EndTurn to durable", f"{at}runc"),
         "first_durable": Measure("  for its first dump"),
@@ -39,13 +39,22 @@ def dumps(size: int) -> Sections:
         "runc": Measure("runc checkpoint, to tmpfs", short="runc"),
         "runc_stopped": Measure("  stopped by CRIU, it says", short="runc"),
         "runc_memory": Measure("    of it, memory and writing"),
-        "runc_gap": Measure("  as its server sees it", short="runc"),
+        "runc_gap": _gap(size, "runc checkpoint", short="runc"),
         "runc_bytes": Measure("images of runc checkpoint", unit="bytes", short="runc"),
+        "podman": Measure("podman container checkpoint", short="podman"),
+        "podman_gap": _gap(size, "podman checkpoint", short="podman"),
+        "docker": Measure("docker checkpoint create", short="docker"),
+        "docker_gap": _gap(size, "docker checkpoint", short="docker"),
         "commit": Measure("docker commit, files alone"),
         "commit_pause": Measure("  pause inside it, by its events"),
     }
     rows = {f"{at}{key}": row for key, row in (ours | theirs).items()}
     return {f"dump of a {size // MIB:,} MiB server": rows}
+
+
+def _gap(size: int, tool: str, *, peer: str = "", short: str = "") -> Measure:
+    axes: dict[str, Axis] = {"quantity": "stopped", "tool": tool, "memory_bytes": size}
+    return Measure("  as its server sees it", peer, short=short, axes=axes)
 
 
 def restores(prefix: str, title: str, most_ns: int) -> Sections:
@@ -61,18 +70,28 @@ def restores(prefix: str, title: str, most_ns: int) -> Sections:
         "restore_rest": Measure("  the rest: files, journal, calls"),
     }
     rows = {
-        "restore": Measure("restore, call to answer", restart, limits=limits),
+        "restore": Measure("restore, call to answer", restart, limits=limits, axes=_back(title, "Turnkeep")),
         **parts,
         "restore_asked": Measure("  to its first answer", f"{prefix}restart_asked"),
         "restore_saving": Measure("restore, changes saved first", restart),
         "restore_saving_asked": Measure("  to its first answer", f"{prefix}restart_asked"),
         "cold": Measure("restore, cold, by a new daemon", restart),
         "cold_saving": Measure("  changes saved first", restart),
-        "restart": Measure("docker stop -t 0, docker start", short="restart"),
+        "restart": Measure(
+            "docker stop -t 0, docker start",
+            short="restart",
+            axes=_back(title, "docker stop, start: state lost"),
+        ),
         "restart_asked": Measure("  to an answer, started anew", short="restart"),
-        "runc": Measure("runc restore, without Docker"),
+        "runc": Measure("runc restore, without Docker", axes=_back(title, "runc restore")),
+        "podman": Measure("podman container restore", axes=_back(title, "podman restore")),
+        "docker": Measure("docker start --checkpoint", axes=_back(title, "docker start --checkpoint")),
     }
     return {f"live restore: {title}": {f"{prefix}{key}": row for key, row in rows.items()}}
+
+
+def _back(title: str, tool: str) -> dict[str, Axis]:
+    return {"quantity": "back", "of": title, "tool": tool}
 
 
 def forks(count: int) -> Sections:

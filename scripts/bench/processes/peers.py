@@ -73,12 +73,7 @@ class PlainContainer:
 
     def fetch(self, path: str) -> int:
         """Return what the server in it answers, as soon as it does."""
-        command = ["nsenter", "--target", str(self.pid), "--net", "curl", "--silent"]
-        command += ["--retry", "100", "--retry-connrefused", "--retry-delay", "1"]
-        done = _run([*command, f"http://127.0.0.1:{PORT}{path}"])
-        if done.returncode != 0:
-            raise Failed(f"the server in runc's container does not answer: {done.stdout.strip()}")
-        return int(done.stdout)
+        return fetch_inside(self.pid, path)
 
     def start(self) -> None:
         """Start it."""
@@ -97,9 +92,7 @@ class PlainContainer:
     def look(self) -> None:
         """Learn its pid after a restore; runc leaves its network without even a loopback."""
         self._started()
-        subprocess.run(
-            ["nsenter", "--target", str(self.pid), "--net", "ip", "link", "set", "lo", "up"], check=True
-        )
+        loopback_up(self.pid)
 
     def remove(self) -> None:
         """Kill it."""
@@ -113,6 +106,25 @@ class PlainContainer:
 
     def _runc(self, *words: str) -> None:
         runc(self._folder / "runc", *words)
+
+
+def loopback_up(pid: int) -> None:
+    """Give the network of a process its loopback."""
+    subprocess.run(["nsenter", "--target", str(pid), "--net", "ip", "link", "set", "lo", "up"], check=True)
+
+
+def fetch_inside(pid: int, path: str) -> int:
+    """Return what a server answers that only the network of a process reaches, as soon as it does.
+
+    Raises:
+        Failed: it does not.
+    """
+    command = ["nsenter", "--target", str(pid), "--net", "curl", "--silent"]
+    command += ["--retry", "100", "--retry-connrefused", "--retry-delay", "1"]
+    done = _run([*command, f"http://127.0.0.1:{PORT}{path}"])
+    if done.returncode != 0:
+        raise Failed(f"a server in another engine's container does not answer: {done.stdout.strip()}")
+    return int(done.stdout)
 
 
 @contextlib.contextmanager

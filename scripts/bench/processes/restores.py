@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from demo.stage import Failed
 from turnkeep.client import Sandbox
@@ -13,6 +14,7 @@ from turnkeep.model import TurnState
 from bench.interrupt import Interrupts
 from bench.processes.boxes import Box, Living
 from bench.processes.daemons import Daemon
+from bench.processes.engines import Engine
 from bench.processes.peers import PlainContainer
 from bench.samples import Samples
 
@@ -21,7 +23,8 @@ class Restores:
     """Measures the ways back to one state of one program, round by round.
 
     `twin` is a container like the sandbox that Turnkeep does not know, `plain` one
-    of runc's own. Every measure's name begins with `prefix`.
+    of runc's own. `others` are engines with a container of their own, in which a server
+    that counts can be started. Every measure's name begins with `prefix`.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class Restores:
         box: Box,
         twin: Box,
         plain: PlainContainer,
+        others: Sequence[Engine],
         interrupts: Interrupts,
     ) -> None:
         self._prefix = prefix
@@ -42,6 +46,7 @@ class Restores:
         self._box = box
         self._twin = twin
         self._plain = plain
+        self._others = others
         self._interrupts = interrupts
         self._reversed = False
 
@@ -59,6 +64,8 @@ class Restores:
         self._plain.start()
         self._living.start(self._plain)
         self._plain.dump()
+        for engine in self._others:
+            self._living.start(engine)
 
     def run(self) -> None:
         """Measure each way once; they take turns.
@@ -68,6 +75,7 @@ class Restores:
         """
         self._reversed = not self._reversed
         steps: list[Callable[[], None]] = [self._saving, self._restart, self._not_saving, self._runc]
+        steps += [functools.partial(self._other, engine) for engine in self._others]
         for step in reversed(steps) if self._reversed else steps:
             os.sync()
             step()
@@ -83,6 +91,8 @@ class Restores:
 
     def _not_saving(self) -> None:
         clocks = self._restore("restore", skip_safety_checkpoint=True)
+        if not self._daemon.clocks.complete:
+            return
         self._add("restore_read", clocks["read"])
         self._add("restore_vet", clocks["load"] - clocks["read"])
         self._add("restore_kill", clocks["kill"] + clocks["gone"])
@@ -125,6 +135,17 @@ class Restores:
             self._plain.restore()
         self._plain.look()
         self._expect(self._living.ask(self._plain), "runc restore")
+
+    def _other(self, engine: Engine) -> None:
+        said = self._living.ask(engine)
+        engine.checkpoint(leave_running=False)
+        with self._samples.timed(f"{self._prefix}{engine.key}"):
+            engine.restore()
+        engine.look()
+        now = self._living.ask(engine)
+        # A server counts: one that was started anew would begin again.
+        if int(now) != int(said) + 1:
+            raise Failed(f"after {engine.title} restore the {self._living.name} answers {now} after {said}")
 
     def _expect(self, said: str, what: str) -> None:
         if said != self._wanted:

@@ -3,102 +3,164 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
+import functools
+import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import docker
+from demo.stage import Failed
 
 from bench import report
-from bench.interrupt import Interrupts
+from bench.budget import Budget
+from bench.figures import Part, figures
 from bench.peer import Peer
-from bench.processes import measures, peers
-from bench.processes.boxes import MIB, Box, Living, Server, Terminal, box
+from bench.processes import engines, measures, peers
+from bench.processes.boxes import MIB, Living, Server, Terminal, box
 from bench.processes.daemons import Daemon, daemon
 from bench.processes.dumps import Dumps
+from bench.processes.engines import Engine
 from bench.processes.forks import Forks
 from bench.processes.restores import Restores
-from bench.report import Part
 from bench.samples import Samples
+from bench.scene import Scene
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How much is measured, and how often."""
+    """How much is measured, and at most how often."""
 
-    sizes: tuple[int, ...] = (16 * MIB, 64 * MIB, 256 * MIB)
-    copies: tuple[int, ...] = (1, 8)
-    runs: int = 8
+    sizes: tuple[int, ...] = (16 * MIB, 64 * MIB, 256 * MIB, 1024 * MIB)
+    copies: tuple[int, ...] = (1, 8, 32)
+    runs: int = 20
     first_dumps: int = 3
     commits: int = 3
-    cold_runs: int = 3
+    cold_runs: int = 5
     fork_runs: int = 3
+    second_engine: bool = True
+    """Whether a second Docker Engine is started for what the first one refuses."""
 
 
-QUICK = Plan(sizes=(16 * MIB,), copies=(1,), runs=2, first_dumps=1, commits=1, cold_runs=1, fork_runs=1)
-FULL = Plan(sizes=(16 * MIB, 64 * MIB, 256 * MIB, 1024 * MIB), copies=(1, 8, 32), runs=20, cold_runs=5)
+SHORT = Plan(
+    sizes=(64 * MIB,),
+    copies=(1,),
+    runs=8,
+    first_dumps=1,
+    commits=1,
+    cold_runs=1,
+    fork_runs=3,
+    second_engine=False,
+)
+QUICK = Plan(
+    sizes=(16 * MIB,),
+    copies=(1,),
+    runs=2,
+    first_dumps=1,
+    commits=1,
+    cold_runs=1,
+    fork_runs=1,
+    second_engine=False,
+)
 
 
 class _Run:
     def __init__(
         self,
-        engine: docker.DockerClient,
-        name: str,
+        scene: Scene,
         peer: Peer,
-        folder: Path,
         plan: Plan,
-        interrupts: Interrupts,
     ) -> None:
         self.samples = Samples()
         self.notes: list[str] = []
-        self._engine = engine
-        self._name = name
+        self._engine = scene.engine
+        self._name = scene.name
         self._peer = peer
-        self._folder = folder
+        self._folder = scene.folder
         self._plan = plan
-        self._interrupts = interrupts
+        self._interrupts = scene.interrupts
+        self._others: list[Engine] = []
+        self._refusal = ""
 
-    def dumps(self, serving: Daemon, size: int) -> None:
+    def prepare(self, stack: contextlib.ExitStack) -> None:
+        """Start the other engines; why one cannot be had becomes a note."""
+        wanted = {"podman": engines.podman, "docker checkpoint": engines.experimental_docker}
+        refused = {"podman": engines.why_no_podman(), "docker checkpoint": ""}
+        if not self._plan.second_engine:
+            refused["docker checkpoint"] = "--full starts a second engine for it"
+        for name, enter in wanted.items():
+            if not refused[name]:
+                report.progress(f"another engine, for {name}")
+                folder = self._folder / name.replace(" ", "-")
+                try:
+                    # An engine that is interrupted while it starts could not be ended.
+                    with self._interrupts.held():
+                        self._others.append(stack.enter_context(enter(folder)))
+                except (Failed, OSError, subprocess.SubprocessError) as error:
+                    refused[name] = str(error)
+        self.notes += [f"{name}: not measured. {why}" for name, why in refused.items() if why]
+
+    def steps(self, serving: Daemon) -> list[Callable[[Budget], None]]:
+        """Return what is measured, each to be called with its share of the time."""
+        dumps = [functools.partial(self._dumps, serving, size) for size in self._plan.sizes]
+        server = Server(64 * MIB)
+        return [
+            *dumps,
+            functools.partial(self._restores, serving, "tmux_", Terminal()),
+            functools.partial(self._restores, serving, "server_", server),
+            functools.partial(self._forks, serving),
+        ]
+
+    def _dumps(self, serving: Daemon, size: int, budget: Budget) -> None:
         prefix, plan = measures.dump_prefix(size), self._plan
         with contextlib.ExitStack() as stack:
             memory = stack.enter_context(peers.in_memory())
             sandbox = stack.enter_context(box(self._engine, f"{self._name}-{prefix}"))
             checkpoints = peers.Checkpoints(memory)
-            dumps = Dumps(prefix, self.samples, serving.tk, sandbox, Server(size), checkpoints)
+            server = Server(size)
+            for engine in self._others:
+                stack.enter_context(engine.container(f"{self._name}-{prefix}"))
+                server.start(engine)
+            dumps = Dumps(prefix, self.samples, serving.tk, sandbox, server, checkpoints, self._others)
             for number in range(plan.first_dumps):
                 report.progress(f"{size // MIB} MiB, first dump {number + 1} of {plan.first_dumps}")
                 dumps.first()
             with self.samples.forgotten():
                 dumps.run()
-            for number in range(plan.runs):
-                report.progress(f"{size // MIB} MiB, round {number + 1} of {plan.runs}")
+            for number in budget.rounds(plan.runs):
+                report.progress(f"{size // MIB} MiB, round {number} of {plan.runs}")
                 dumps.run()
             for number in range(plan.commits):
                 with self._interrupts.held():
                     dumps.commit(self._peer, f"{number}")
-            if not self.notes:
-                self.notes += _not_measured(sandbox)
+            if not self._refusal:
+                self._refusal = peers.docker_checkpoint(sandbox)
+                if self._refusal:
+                    self.notes.append(f"docker checkpoint, of the engine that is measured: {self._refusal}")
 
-    def restores(self, serving: Daemon, prefix: str, living: Living) -> None:
+    def _restores(self, serving: Daemon, prefix: str, living: Living, budget: Budget) -> None:
         name, plan = f"{self._name}-{prefix}", self._plan
         with contextlib.ExitStack() as stack:
             sandbox, twin = (
                 stack.enter_context(box(self._engine, each)) for each in (f"{name}box", f"{name}twin")
             )
             plain = stack.enter_context(peers.plain_container(self._engine, self._folder, f"{name}runc"))
-            ways = Restores(prefix, self.samples, serving, living, sandbox, twin, plain, self._interrupts)
+            others = self._others if isinstance(living, Server) else []
+            for engine in others:
+                stack.enter_context(engine.container(f"{name}other"))
+            ways = Restores(
+                prefix, self.samples, serving, living, sandbox, twin, plain, others, self._interrupts
+            )
             ways.start()
             with self.samples.forgotten():
                 ways.run()
-            for number in range(plan.runs):
-                report.progress(f"{living.name}, restore {number + 1} of {plan.runs}")
+            for number in budget.share(0.7).rounds(plan.runs):
+                report.progress(f"{living.name}, restore {number} of {plan.runs}")
                 ways.run()
-            for number in range(plan.cold_runs):
-                report.progress(f"{living.name}, cold restore {number + 1} of {plan.cold_runs}")
+            for number in budget.rounds(plan.cold_runs, 1):
+                report.progress(f"{living.name}, cold restore {number} of {plan.cold_runs}")
                 ways.run_cold()
 
-    def forks(self, serving: Daemon) -> None:
+    def _forks(self, serving: Daemon, budget: Budget) -> None:
         with contextlib.ExitStack() as stack:
             files, processes = (
                 stack.enter_context(box(self._engine, f"{self._name}-fork-{each}"))
@@ -107,23 +169,29 @@ class _Run:
             forks = Forks(self.samples, serving, self._engine, self._name, self._interrupts)
             forks.start(files, processes, Server(64 * MIB))
             for count in self._plan.copies:
-                for number in range(self._plan.fork_runs):
-                    report.progress(f"{count} copies, {number + 1} of {self._plan.fork_runs}")
+                for number in budget.rounds(self._plan.fork_runs):
+                    report.progress(f"{count} copies, {number} of {self._plan.fork_runs}")
                     forks.run(count)
 
 
-def measure(engine: docker.DockerClient, name: str, folder: Path, plan: Plan, interrupts: Interrupts) -> Part:
+def measure(scene: Scene, plan: Plan) -> Part:
     """Measure everything on a daemon of its own, which is gone afterwards."""
     started = time.monotonic()
-    peer = Peer(engine, name)
-    run = _Run(engine, name, peer, folder, plan, interrupts)
+    peer = Peer(scene.engine, scene.name)
+    run = _Run(scene, peer, plan)
     # Copies that an interruption came upon are removed by their names.
-    with peer.removed(), daemon(folder) as serving:
-        for size in plan.sizes:
-            run.dumps(serving, size)
-        run.restores(serving, "tmux_", Terminal())
-        run.restores(serving, "server_", Server(64 * MIB))
-        run.forks(serving)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(peer.removed())
+        serving = stack.enter_context(daemon(scene.folder))
+        run.prepare(stack)
+        steps = run.steps(serving)
+        for position, step in enumerate(steps):
+            step(scene.budget.share(1 / (len(steps) - position)))
+        if not serving.clocks.complete:
+            run.notes.append(
+                "where the time of restores and forks goes: not measured."
+                " The clocks do not know this version of the daemon"
+            )
     took_s = time.monotonic() - started
     return Part(
         name="processes",
@@ -136,16 +204,6 @@ def measure(engine: docker.DockerClient, name: str, folder: Path, plan: Plan, in
             "copies": list(plan.copies),
         },
         sections=measures.sections(list(plan.sizes), list(plan.copies)),
-        found=report.figures(run.samples.values),
+        found=figures(run.samples.values),
         notes=run.notes,
     )
-
-
-def _not_measured(sandbox: Box) -> list[str]:
-    """Return why some peers are not in the tables."""
-    notes = []
-    if refusal := peers.docker_checkpoint(sandbox):
-        notes.append(f"docker checkpoint create: not measured. {refusal}")
-    if shutil.which("podman") is None:
-        notes.append("podman container checkpoint: not measured. It is not installed here")
-    return notes
