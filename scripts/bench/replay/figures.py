@@ -15,8 +15,6 @@ from bench.replay.traces import Trace
 MISSING = "none"
 """The class of a turn that has none: it could not be begun, or failed before it was decided."""
 
-_NS = 10**9
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
