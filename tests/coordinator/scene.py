@@ -164,11 +164,8 @@ class FakeCheckpointer:
         inspection.drop()
         self._at("settle", inspection.view)
 
-    def capture(
-        self, inspection: FakeInspection, baseline: Baseline, before_thaw: Callable[[], None]
-    ) -> FakeCapture:
+    def capture(self, inspection: FakeInspection, baseline: Baseline) -> FakeCapture:
         self._at("capture", inspection.view)
-        before_thaw()
         return FakeCapture(inspection, dict(inspection.view.files), time.time_ns())
 
     def commit(self, capture: FakeCapture, baseline: Baseline, metadata: Mapping[str, Any]) -> Committed:

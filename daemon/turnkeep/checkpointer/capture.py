@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -172,11 +172,8 @@ class Checkpointer:
         self,
         inspection: Inspection,
         baseline: Baseline,
-        before_thaw: Callable[[], None] = lambda: None,
     ) -> Capture:
         """Take the state of one instant. The sandbox runs when this returns or raises.
-
-        `before_thaw` is called inside the freeze, once all is copied.
 
         Raises:
             CaptureFailed: no consistent copy was possible within the limits.
@@ -196,7 +193,6 @@ class Checkpointer:
                         self._refuse_passing(capture, attempt)
                     if freeze is not None:
                         freeze.check()
-                    before_thaw()
                 capture.freeze_ns = frozen_ns + (freeze.ns if freeze is not None else 0)
                 inspection.ahead.settle()
                 return capture

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -175,16 +175,8 @@ class Captures(SandboxState):
             self._unrecorded[number] = self._active[number]
             log.error("failure not recorded", sandbox=self.record.name, turn=number, cause=str(unrecorded))
 
-    async def _capture(
-        self, inspection: Inspection, before_thaw: Callable[[], None] | None = None
-    ) -> Capture:
-        return await run(
-            self.deps.pools.capture,
-            self.deps.checkpointer.capture,
-            inspection,
-            self.baseline,
-            before_thaw or (lambda: None),
-        )
+    async def _capture(self, inspection: Inspection) -> Capture:
+        return await run(self.deps.pools.capture, self.deps.checkpointer.capture, inspection, self.baseline)
 
     async def take(
         self,
@@ -192,16 +184,17 @@ class Captures(SandboxState):
         *,
         name: str = "",
         tags: tuple[str, ...] = (),
-        before_thaw: Callable[[], None] | None = None,
+        captured: Callable[[], Awaitable[None]] | None = None,
         even_if_unchanged: bool = True,
         answers: Callable[[Checkpoint], Iterable[Change]] = lambda checkpoint: (),
     ) -> Checkpoint | None:
         """Take a checkpoint of the present state; the caller holds the sandbox (`holding`).
 
-        Returns None if nothing changed and that is enough. What `answers` gives is
-        journaled together with the checkpoint.
+        Returns None if nothing changed and that is enough. `captured` is called once
+        the sandbox may run again. What `answers` gives is journaled together with the
+        checkpoint.
         """
-        taking = self._take(origin, name, tags, before_thaw, even_if_unchanged, answers)
+        taking = self._take(origin, name, tags, captured, even_if_unchanged, answers)
         return await to_its_end(taking)
 
     async def _take(
@@ -209,7 +202,7 @@ class Captures(SandboxState):
         origin: Origin,
         name: str,
         tags: tuple[str, ...],
-        before_thaw: Callable[[], None] | None,
+        captured: Callable[[], Awaitable[None]] | None,
         even_if_unchanged: bool,
         answers: Callable[[Checkpoint], Iterable[Change]],
     ) -> Checkpoint | None:
@@ -224,7 +217,9 @@ class Captures(SandboxState):
         if self.record.head_checkpoint_id is None:
             decision = replace(decision, reason="the first checkpoint: the state at the attach", unsure=())
         with self._undoing(inspection):
-            capture = await self._capture(inspection, before_thaw)
+            capture = await self._capture(inspection)
+            if captured is not None:
+                await captured()
             await self._vet(capture)
             draft = self._draft(container, capture, origin, decision, name=name, tags=tags)
             checkpoint = await self.commit(capture, draft)

@@ -15,6 +15,7 @@ from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.errors import InvalidRequest
 from turnkeep.journal import Delete, Intent, put_intent
 from turnkeep.model import Checkpoint, ContainerState, Origin, SandboxId, SandboxRecord, TurnNumber
+from turnkeep.restorer.identity import OWN_IDENTITY
 from turnkeep.restorer.plan import Progress, Restored
 from turnkeep.restorer.processes import Ready
 
@@ -69,7 +70,7 @@ class Copies:
             safety_id=None,
             restored=restored,
             total_ns=time.monotonic_ns() - started,
-            notes=restored.notes,
+            notes=(*restored.notes, OWN_IDENTITY),
             turn=TurnNumber(head_turn),
         )
         return host, outcome

@@ -212,8 +212,9 @@ class Registry:
     async def _first_checkpoint(self, sandbox: SandboxCoordinator) -> None:
         """Take the checkpoint that a sandbox's first turn is compared with."""
         try:
-            async with sandbox.holding():
-                await sandbox.take(Origin.ATTACH, even_if_unchanged=sandbox.record.head_checkpoint_id is None)
+            async with sandbox.holding() as open_gate:
+                first = sandbox.record.head_checkpoint_id is None
+                await sandbox.take(Origin.ATTACH, even_if_unchanged=first, captured=open_gate)
         except Exception as error:
             reason = f"first checkpoint: {describe(error)}"
             if not isinstance(error, (TurnkeepError, OSError)):
@@ -313,7 +314,7 @@ class Registry:
             Conflict: the name is taken.
         """
         sandbox = self.attached(name)
-        async with sandbox.holding():
+        async with sandbox.holding() as open_gate:
             answer = self.deps.journal.answer(request_id) if request_id else None
             if answer is not None:
                 return (await self.checkpoint("", checkpoint=answer["checkpoint"]))[0]
@@ -326,7 +327,9 @@ class Registry:
                 value = {"checkpoint": made.id}
                 return [put_answer(request_id, "checkpoint", sandbox.record.id, value)] if request_id else []
 
-            checkpoint = await sandbox.take(Origin.MANUAL, name=label, tags=tags, answers=answers)
+            checkpoint = await sandbox.take(
+                Origin.MANUAL, name=label, tags=tags, answers=answers, captured=open_gate
+            )
             assert checkpoint is not None
             return checkpoint
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -130,15 +130,26 @@ class SandboxState:
             await self.update("container", message or state.value, record=fields)
 
     @asynccontextmanager
-    async def holding(self) -> AsyncIterator[None]:
-        """Keep captures and the gate shut for a `with` block: a restore, a checkpoint by hand."""
+    async def holding(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Keep captures and the gate shut for a `with` block: a restore, a checkpoint by hand.
+
+        Yields what opens the gate before the block is left.
+        """
         self._before_consistent += 1
+        shut = True
+
+        async def open_gate() -> None:
+            nonlocal shut
+            if shut:
+                shut = False
+                self._before_consistent -= 1
+                await self._notify()
+
         try:
             async with self._work:
-                yield
+                yield open_gate
         finally:
-            self._before_consistent -= 1
-            await self._notify()
+            await open_gate()
 
     async def update(
         self,

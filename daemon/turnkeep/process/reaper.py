@@ -31,6 +31,11 @@ class _Vector(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
+def can_reap() -> bool:
+    """Whether `reap` knows this processor."""
+    return platform.machine() == "x86_64"
+
+
 def reap(init_pid: int) -> int:
     """Have this process wait for all its dead children; return how many there were.
 
@@ -38,7 +43,7 @@ def reap(init_pid: int) -> int:
     waits does. Where that is not so, or on a processor that is not known here,
     nothing happens and 0 is returned. One thread does all.
     """
-    if platform.machine() != "x86_64" or not _seize(init_pid):
+    if not can_reap() or not _seize(init_pid):
         return 0
     try:
         return _reap(init_pid)

@@ -24,6 +24,7 @@ from turnkeep.paths import display
 from turnkeep.restorer.identity import Identity
 from turnkeep.restorer.live import rewrite
 from turnkeep.restorer.plan import SHOWN_PATHS, Progress, Restored
+from turnkeep.restorer.sockets import times_again
 from turnkeep.runtime.container import Container
 from turnkeep.runtime.mountinfo import read_mountinfo
 from turnkeep.runtime.moves import quick_moves
@@ -178,6 +179,7 @@ def start_and_fill(
         if and_then is not None:
             progress("processes", 0, 0)
             notes += tuple(and_then(container))
+            times_again(checkpointer, container, state)
     freeze_ns = freeze.ns if freeze is not None else 0
     restored = Restored(digest.hex(), written, freeze_ns, True, notes)
     if state.digest != digest:

@@ -14,6 +14,11 @@ from turnkeep.model import Checkpoint
 from turnkeep.runtime.container import Container
 from turnkeep.runtime.places import open_root
 
+OWN_IDENTITY = (
+    "the new container has an identity of its own: /etc/hostname, its lines of /etc/hosts and its machine id"
+    " are not the original's, and /.dockerenv and /etc/mtab are of its own making"
+)
+
 _HOSTNAME, _HOSTS = "/etc/hostname", "/etc/hosts"
 _MACHINE_IDS = (b"etc/machine-id", b"var/lib/dbus/machine-id")
 _MACHINE_ID = re.compile(rb"[0-9a-f]{32}\n?")

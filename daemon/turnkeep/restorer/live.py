@@ -21,6 +21,7 @@ from turnkeep.errors import RestoreFailed
 from turnkeep.model import Checkpoint
 from turnkeep.paths import display
 from turnkeep.restorer.plan import Progress, Restored, check_digest
+from turnkeep.restorer.sockets import times_again
 from turnkeep.runtime.container import Container, kill_processes
 from turnkeep.runtime.places import Place, open_root
 from turnkeep.watch.processes import Process, sample
@@ -132,6 +133,7 @@ def restore_live(
             progress("processes", 0, 0)
             try:
                 notes = and_then()
+                times_again(checkpointer, container, after)
             except Exception as error:
                 why = "the processes could not be brought back"
                 raise _undo(checkpointer, container, before, why, error) from error

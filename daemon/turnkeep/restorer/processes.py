@@ -28,7 +28,7 @@ from turnkeep.process.engine import Processes, require_own_proc
 from turnkeep.process.keeper import renumber_root
 from turnkeep.process.launch import Place
 from turnkeep.process.observe import observe, outside
-from turnkeep.process.reaper import reap
+from turnkeep.process.reaper import can_reap, reap
 from turnkeep.process.sandboxed import Images
 from turnkeep.process.table import Row, Table, read_table
 from turnkeep.process.timers import rearm_timers
@@ -387,14 +387,15 @@ def reap_dead(container: Container) -> None:
     An init that waits for its children itself is given the time to do so.
     """
     name = Path(f"/proc/{container.init_pid}/comm").read_text().strip()
-    if name not in _WAITING_INITS:
-        reap(container.init_pid)
-        return
     deadline = time.monotonic() + _END_LIMIT_S
-    while any(
-        row.zombie and row.parent == 1 for row in read_table(_children(container), container.init_pid).rows
-    ):
-        if time.monotonic() > deadline:
+    while True:
+        if name not in _WAITING_INITS:
+            # In vain while somebody else traces the init: a CRIU that was killed ends late.
+            reap(container.init_pid)
+        rows = read_table(_children(container), container.init_pid).rows
+        dead = any(row.zombie and row.parent == 1 for row in rows)
+        able = name in _WAITING_INITS or can_reap()
+        if not dead or not able or time.monotonic() > deadline:
             return
         time.sleep(_POLL_S)
 
