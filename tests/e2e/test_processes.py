@@ -122,10 +122,12 @@ def test_tmux_with_a_shell_and_a_repl(box: Box, sandbox: Sandbox) -> None:
     type_("repl", "x = 40 + 2; print('se' + 't')")
     shows("repl", "set")
     kept = turn(box, sandbox, "true")
+    socket = box.sh("stat -c %y /tmp/tmux-0/default")
     type_("repl", "x = 999; print('chan' + 'ged')")
     shows("repl", "changed")
     box.sh("tmux kill-server")
     sandbox.restore(turn=kept.number)
+    assert box.sh("stat -c %y /tmp/tmux-0/default") == socket, "it was bound anew, which nobody should see"
     type_("repl", "print('x', x)")
     shows("repl", "x 42")
     type_("0", "f")
