@@ -223,6 +223,33 @@ def move_away_and_back(root: Path) -> Steps:
         yield
 
 
+def change_while_away(root: Path) -> Steps:
+    """What is read then is read of a folder that will have its old name, and inode, again."""
+    (root / "own/folder/deep/er").mkdir()
+    yield
+    os.rename(root / "own/folder", root / "far/folder")
+    yield
+    (root / "far/folder/new").write_bytes(b"new")
+    (root / "far/folder/deep/made").mkdir()
+    os.symlink("to", root / "far/folder/new-link")
+    os.rmdir(root / "far/folder/deep/er")
+    os.unlink(root / "far/folder/y")
+    yield
+    os.rename(root / "far/folder", root / "own/folder")
+    yield
+
+
+def change_while_above_is_away(root: Path) -> Steps:
+    """The same, one level up."""
+    for _ in change_while_away(root):
+        yield
+        os.rename(root / "own", root / "away")
+        if (root / "away/folder").exists():
+            (root / "away/folder/deep/made-while-away").mkdir(exist_ok=True)
+        yield
+        os.rename(root / "away", root / "own")
+
+
 def move_and_replace(root: Path) -> Steps:
     """Another folder gets the name while the first is away."""
     append(root / "own/folder/deep/z")
@@ -361,7 +388,7 @@ def no_name_at_first(root: Path) -> Steps:
         try:
             os.write(fd, b"before")
             yield
-            _link_open(fd, root / name)
+            link_open(fd, root / name)
             yield
             for _ in range(2):
                 os.write(fd, b"after")
@@ -375,7 +402,7 @@ def no_name_at_first(root: Path) -> Steps:
 def no_name_in_lost_folder(root: Path) -> Steps:
     fd = os.open(root / "own/folder/deep", os.O_TMPFILE | os.O_RDWR)
     try:
-        _link_open(fd, root / "far/new")
+        link_open(fd, root / "far/new")
         yield
         shutil.rmtree(root / "own")
         for _ in range(3):
@@ -547,6 +574,8 @@ ALL: tuple[Operation, ...] = (
     rename_over,
     rename_folder,
     move_away_and_back,
+    change_while_away,
+    change_while_above_is_away,
     move_and_replace,
     move_parent_and_child,
     exchange,
@@ -609,7 +638,7 @@ def _fallocate(fd: int, mode: int, start: int, length: int) -> None:
     _check(_libc.fallocate64(fd, mode, ctypes.c_int64(start), ctypes.c_int64(length)))
 
 
-def _link_open(fd: int, path: Path) -> None:
+def link_open(fd: int, path: Path) -> None:
     _check(_libc.linkat(fd, b"", _AT_FDCWD, os.fsencode(path), _AT_EMPTY_PATH))
 
 

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
+from turnkeep.watch.touched import Notes, Orphans
 from turnkeep.watch.tracker import Tracker, Watch
 
 from .conftest import MakeFollowed
@@ -105,6 +108,43 @@ def test_more_lost_names_than_are_remembered(disk: Path, count: int) -> None:
         assert watch.collect().complete
 
 
+@pytest.mark.parametrize("deep", [True, False])
+def test_notes_are_bounded(deep: bool) -> None:
+    notes = Notes("/followed", 10)
+    assert not notes.take([]).complete
+    for count, complete in ((5, True), (6, False), (5, True)):
+        for number in range(count):
+            notes.note(b"%d" % number, deep=deep)
+            notes.note(b"%d" % number)
+            notes.note_inode(number)
+        touched = notes.take([100])
+        assert touched.complete is complete
+        assert len(touched.paths) == (count if complete else 0)
+        assert len(touched.deep) == (count if complete and deep else 0)
+        assert touched.inodes == (frozenset([*range(count), 100]) if complete else frozenset())
+
+
+@given(st.lists(st.integers(1, 8) | st.none(), max_size=40), st.integers(1, 4))
+def test_lost_names_are_told_to_all(touched: list[int | None], most: int) -> None:
+    """Who asks now and then is told the same as one who asks in the end, or that it asks too late."""
+    orphans = Orphans(most)
+    position = start = orphans.since(0)[0]
+    since: set[int] = set()
+    ever: set[int] = set()
+    for inode in [*touched, None]:
+        if inode is not None:
+            orphans.add(inode)
+            since.add(inode)
+            ever.add(inode)
+            continue
+        position, found = orphans.since(position)
+        assert (found is None) == (len(since) > most)
+        assert found is None or set(found) == since
+        since = set()
+    _, found = orphans.since(start)
+    assert found is None if len(ever) > most else found is not None and set(found) == ever
+
+
 def test_closed(disk: Path, tracker: Tracker) -> None:
     watch = watched(tracker, disk)
     other = disk / "other"
@@ -182,7 +222,7 @@ def test_an_overlay_itself(tracker: Tracker, box: Followed) -> None:
 def test_no_folder(tracker: Tracker, disk: Path) -> None:
     missing = disk / "missing"
     assert tracker.watch(str(missing)) is None
-    assert "No such file" in tracker.why_not(str(missing))
+    assert "no such folder" in tracker.why_not(str(missing))
     missing.mkdir()
     watch = tracker.watch(str(missing))
     assert watch is not None

@@ -14,7 +14,7 @@ from tests.files.overlays import bind, mount_tmpfs, unmount
 
 from .conftest import MakeFollowed
 from .followed import compared
-from .operations import append
+from .operations import append, link_open
 from .test_doubt import watched
 
 
@@ -212,19 +212,75 @@ def test_a_root_in_memory(tracker: Tracker, disk: Path) -> None:
         unmount(part)
 
 
-def test_the_mount_is_moved(tracker: Tracker, disk: Path) -> None:
-    """Nothing tells of that."""
-    (disk / "one").mkdir()
-    (disk / "other").mkdir()
-    mount_tmpfs(disk / "one")
+def test_a_root_that_nothing_is_above_is_removed(tracker: Tracker, disk: Path) -> None:
+    """A part of a file system is mounted, and removed by way of another part."""
+    whole, above, part = disk / "whole", disk / "above", disk / "part"
+    for each in (whole, above, part):
+        each.mkdir()
+    mount_tmpfs(whole)
     try:
-        watch = watched(tracker, disk / "one")
-        bind(disk / "one", disk / "other")
+        (whole / "above/part").mkdir(parents=True)
+        (whole / "above/part/file").touch()
+        bind(whole / "above/part", part)
+        bind(whole / "above", above)
     finally:
-        unmount(disk / "one")
+        unmount(whole)
     try:
-        (disk / "other/new").touch()
+        watch = watched(tracker, part)
+        with watch._group.lock:
+            shutil.rmtree(above / "part")
+            assert not watch.collect().complete
+        assert watch.ended
+        watch.close()
+    finally:
+        unmount(above)
+        unmount(part)
+
+
+def test_something_is_mounted_over_it(tracker: Tracker, watch: Watch, root: Path) -> None:
+    mount_tmpfs(root)
+    try:
+        (root / "new").touch()
+        assert not watch.collect().complete
+        assert watch.ended
+        over = watched(tracker, root)
+        (root / "other").touch()
+        assert over.collect().paths == {b"other"}
+    finally:
+        unmount(root)
+    assert not over.collect().complete
+    over.close()
+
+
+def test_another_mount_of_it_is_taken_away(tracker: Tracker, disk: Path) -> None:
+    """Nothing tells of that. It is the first of its file system, by which handles could be opened."""
+    one, other = disk / "one", disk / "other"
+    one.mkdir()
+    other.mkdir()
+    mount_tmpfs(one)
+    try:
+        (one / "root").mkdir()
+        bind(one, other)
+        watch = watched(tracker, other / "root")
+    finally:
+        unmount(one)
+    try:
+        (other / "root/new").touch()
         assert watch.collect().paths == {b"new"}
         watch.close()
     finally:
-        unmount(disk / "other")
+        unmount(other)
+
+
+def test_a_file_made_without_a_name_elsewhere(watch: Watch, root: Path) -> None:
+    """As older kernels go on to do with what an overlay copied up."""
+    fd = os.open(root.parent, os.O_TMPFILE | os.O_WRONLY)
+    try:
+        with compared(watch, root) as look:
+            link_open(fd, root / "new")
+            look()
+            for _ in range(2):
+                os.write(fd, b"+")
+                look()
+    finally:
+        os.close(fd)

@@ -112,6 +112,11 @@ class Group:
             self.closed = True
         self._stop()
 
+    def end(self, notes: Notes, why: str) -> None:
+        """Say of a folder that nothing is known of it any more."""
+        with self.lock:
+            self._end(notes, why)
+
     def close(self) -> None:
         """Stop following everything."""
         with self.lock:

@@ -39,8 +39,9 @@ log = structlog.get_logger()
 class Watch:
     """One folder that is followed."""
 
-    def __init__(self, root: str, group: Group, notes: Notes) -> None:
+    def __init__(self, root: str, identity: tuple[int, int], group: Group, notes: Notes) -> None:
         self.root = root
+        self._identity = identity
         self._group = group
         self._notes = notes
 
@@ -51,6 +52,9 @@ class Watch:
 
     def collect(self) -> Touched:
         """Return what was touched since the last call, everything before this one included."""
+        # Of what is mounted there no event tells.
+        if _identity_of(self.root) != self._identity:
+            self._group.end(self._notes, "its path leads to another folder, or to none")
         return self._group.collect(self._notes)
 
     def close(self) -> None:
@@ -109,7 +113,10 @@ class Tracker:
             group.close()
 
     def _join(self, root: str) -> Watch:
-        device = os.stat(root).st_dev
+        identity = _identity_of(root)
+        if identity is None:
+            raise FileNotFoundError("there is no such folder")
+        device, _ = identity
         group = self._groups.get(device)
         notes = group.join(root) if group is not None else None
         if group is None or notes is None:
@@ -121,4 +128,12 @@ class Tracker:
                 group.close()
                 raise
             assert notes is not None
-        return Watch(root, group, notes)
+        return Watch(root, identity, group, notes)
+
+
+def _identity_of(folder: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
