@@ -16,9 +16,8 @@ from demo.stage import IMAGE, Failed
 from docker.errors import NotFound
 from docker.models.containers import Container
 
-from bench import disk, floors, report
+from bench import disk, floors, loop, report
 from bench.figures import Limit, Measure, Part, Sections, figures
-from bench.loop import file_system
 from bench.samples import Samples
 from bench.scene import Scene
 from bench.tools import Borg, Restic, Store, TarZstd, Tool, why_missing
@@ -102,7 +101,8 @@ def measure(scene: Scene, plan: Plan) -> Part:
     wanted: list[Tool] = [Store(), Restic(), Borg(), TarZstd()]
     missing = {tool.title: reason for tool in wanted if (reason := why_missing(tool.program))}
     tools = [tool for tool in wanted if tool.title not in missing]
-    with file_system(scene.folder, "ext4", _DISK_BYTES) as folder:
+    notes = [f"{title}: not measured. {reason}" for title, reason in missing.items()]
+    with _disk(scene.folder, notes) as folder:
         tree = folder / "tree"
         tree.mkdir()
         _export(scene, plan.folders, tree)
@@ -119,8 +119,19 @@ def measure(scene: Scene, plan: Plan) -> Part:
         settings={"folders": list(plan.folders), "names": names, "bytes": size},
         sections=_sections(wanted, size),
         found=figures(rounds.samples.values),
-        notes=[f"{title}: not measured. {reason}" for title, reason in missing.items()],
+        notes=notes,
     )
+
+
+@contextlib.contextmanager
+def _disk(folder: Path, notes: list[str]) -> Iterator[Path]:
+    """Yield a folder on a file system of its own, or a plain one, with a note, where there can be none."""
+    if reason := loop.why_not("ext4"):
+        notes.append(f"no file system of its own, so syncs wait for what others write: {reason}")
+        yield folder
+        return
+    with loop.file_system(folder, "ext4", _DISK_BYTES) as root:
+        yield root
 
 
 def _sections(tools: list[Tool], size: int) -> Sections:

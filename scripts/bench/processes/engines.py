@@ -21,7 +21,7 @@ from typing import IO
 from demo.stage import IMAGE, Failed
 from turnkeep.process.whole import CRIU_BIN
 
-from bench.processes.boxes import COMMAND
+from bench.processes.boxes import COMMAND, Server
 from bench.processes.peers import fetch_inside, loopback_up
 
 _LIMIT_S = 180.0
@@ -56,6 +56,20 @@ class Engine:
             yield
         finally:
             self._call("rm", "--force", name)
+
+    def try_out(self, name: str, server: Server) -> None:
+        """Do once what is going to be measured.
+
+        Raises:
+            Failed: it does not work on this host; the message says why.
+        """
+        with self.container(name):
+            server.start(self)
+            self.checkpoint(leave_running=True)
+            # Docker refuses to start from a checkpoint that equals one before (moby #42900).
+            server.touch(self)
+            self.checkpoint(leave_running=False)
+            self.restore()
 
     def _start(self, name: str) -> None:
         self._call("run", "--detach", "--name", name, "--network=none", *self._options, self.image, *COMMAND)

@@ -94,7 +94,9 @@ class _Run:
                 try:
                     # An engine that is interrupted while it starts could not be ended.
                     with self._interrupts.held():
-                        self._others.append(stack.enter_context(enter(folder)))
+                        engine = stack.enter_context(enter(folder))
+                    engine.try_out(f"{self._name}-try", Server(MIB))
+                    self._others.append(engine)
                 except (Failed, OSError, subprocess.SubprocessError) as error:
                     refused[name] = str(error)
         self.notes += [f"{name}: not measured. {why}" for name, why in refused.items() if why]
