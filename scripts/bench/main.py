@@ -69,6 +69,7 @@ def _run(stack: contextlib.ExitStack, wanted: Options, interrupts: Interrupts) -
     for position, part in enumerate(wanted.parts):
         if budget.left_s() < 0:
             _complain(f"no time is left for the part {part}. Try: --only {part}")
+            about["left out"] = f"{part}: no time was left"
             continue
         left = [SHARES[each] for each in wanted.parts[position:]]
         own = Scene(

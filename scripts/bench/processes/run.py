@@ -63,6 +63,10 @@ QUICK = Plan(
 )
 
 
+# So long it takes at least until another engine has its image and was tried out.
+_ENGINE_S = 15.0
+
+
 class _Run:
     def __init__(
         self,
@@ -80,11 +84,14 @@ class _Run:
         self._interrupts = scene.interrupts
         self._others: list[Engine] = []
         self._refusal = ""
+        self._budget = scene.budget
 
     def prepare(self, stack: contextlib.ExitStack) -> None:
         """Start the other engines; why one cannot be had becomes a note."""
         wanted = {"podman": engines.podman, "docker checkpoint": engines.experimental_docker}
         refused = {"podman": engines.why_no_podman(), "docker checkpoint": ""}
+        if self._budget.left_s() < _ENGINE_S:
+            refused["podman"] = "There was no time for it"
         if not self._plan.second_engine:
             refused["docker checkpoint"] = "--full starts a second engine for it"
         for name, enter in wanted.items():
@@ -101,16 +108,28 @@ class _Run:
                     refused[name] = str(error)
         self.notes += [f"{name}: not measured. {why}" for name, why in refused.items() if why]
 
-    def steps(self, serving: Daemon) -> list[Callable[[Budget], None]]:
+    def measure(self, serving: Daemon) -> None:
+        """Measure one thing after the other, as long as there is time; the first one at any rate."""
+        steps = self._steps(serving)
+        for position, (name, step) in enumerate(steps.items()):
+            if position and self._budget.left_s() < 0:
+                self.notes.append(f"{name}: not measured. There was no time for it")
+            else:
+                step(self._budget.share(1 / (len(steps) - position)))
+
+    def _steps(self, serving: Daemon) -> dict[str, Callable[[Budget], None]]:
         """Return what is measured, each to be called with its share of the time."""
-        dumps = [functools.partial(self._dumps, serving, size) for size in self._plan.sizes]
-        server = Server(64 * MIB)
-        return [
-            *dumps,
-            functools.partial(self._restores, serving, "tmux_", Terminal()),
-            functools.partial(self._restores, serving, "server_", server),
-            functools.partial(self._forks, serving),
-        ]
+        dumps = {
+            f"dump of a {size // MIB:,} MiB server": functools.partial(self._dumps, serving, size)
+            for size in self._plan.sizes
+        }
+        terminal, server = Terminal(), Server(64 * MIB)
+        return {
+            **dumps,
+            "live restore of a server": functools.partial(self._restores, serving, "server_", server),
+            "live restore of a terminal": functools.partial(self._restores, serving, "tmux_", terminal),
+            "forks": functools.partial(self._forks, serving),
+        }
 
     def _dumps(self, serving: Daemon, size: int, budget: Budget) -> None:
         prefix, plan = measures.dump_prefix(size), self._plan
@@ -186,9 +205,7 @@ def measure(scene: Scene, plan: Plan) -> Part:
         stack.enter_context(peer.removed())
         serving = stack.enter_context(daemon(scene.folder))
         run.prepare(stack)
-        steps = run.steps(serving)
-        for position, step in enumerate(steps):
-            step(scene.budget.share(1 / (len(steps) - position)))
+        run.measure(serving)
         if not serving.clocks.complete:
             run.notes.append(
                 "where the time of restores and forks goes: not measured."
