@@ -98,6 +98,32 @@ def read_extents(source: BlobSource, extents: Iterable[Extent]) -> Iterator[tupl
         offset += extent.length
 
 
+def changed_extents(
+    source: BlobSource, before: Iterable[Extent], after: Iterable[Extent]
+) -> list[tuple[int, Extent]] | None:
+    """Return the (offset, chunk) of `after` that `before` does not have there.
+
+    None if a hole is among what differs: what lies there cannot be taken away by
+    writing. Chunks lie on a fixed grid, so a changed block is one chunk.
+    """
+    there = dict(_placed(source, before))
+    changed = []
+    for offset, extent in _placed(source, after):
+        if there.get(offset) == extent:
+            continue
+        if extent.kind is not ExtentKind.DATA:
+            return None
+        changed.append((offset, extent))
+    return changed
+
+
+def _placed(source: BlobSource, extents: Iterable[Extent]) -> Iterator[tuple[int, Extent]]:
+    offset = 0
+    for extent in leaves(source, extents):
+        yield offset, extent
+        offset += extent.length
+
+
 def leaves(source: BlobSource, extents: Iterable[Extent], depth: int = 0) -> Iterator[Extent]:
     """Yield the holes and chunks that `extents` stand for, in order.
 

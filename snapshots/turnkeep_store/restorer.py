@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from turnkeep_store.beneath import O_PATH_NOFOLLOW, open_beneath, parent_beneath
-from turnkeep_store.chunks import read_extents
+from turnkeep_store.chunks import changed_extents, read_extents
 from turnkeep_store.diff import Delta, walk
 from turnkeep_store.ids import BlobId, TreeId
 from turnkeep_store.layers import LayerView
@@ -128,7 +128,7 @@ class _Difference:
                 self._remove(path)
             self._materialise(path, delta.after)
             return False
-        self._place(path, want, have, from_image=delta.after is None)
+        self._place(path, want, have, delta)
         return False
 
     def finish(self) -> None:
@@ -200,7 +200,7 @@ class _Difference:
             if want is None:
                 continue
             if not want.is_directory:
-                self._place(path, want, None, from_image=entry is None)
+                self._place(path, want, None, Delta(path, None, entry))
                 continue
             with parent_beneath(self._root, path) as (parent, name):
                 create_node(parent, name, want)
@@ -212,7 +212,7 @@ class _Difference:
             names = set(inside) | set(self._image.names(path) if self._image is not None else ())
             pending.extend((path + b"/" + name, inside.get(name)) for name in names)
 
-    def _place(self, path: bytes, want: Entry, have: Entry | None, *, from_image: bool) -> None:
+    def _place(self, path: bytes, want: Entry, have: Entry | None, delta: Delta) -> None:
         """Make a name that is no folder what it has to be; `have` is what is there."""
         self.written.paths += 1
         if want.type is NodeType.HARDLINK:
@@ -224,7 +224,9 @@ class _Difference:
                 self._unlink(parent, name, path)
                 have = None
             if want.type is NodeType.FILE:
-                self._write(parent, name, path, want, in_place=have is not None, from_image=from_image)
+                if have is None or not self._patch(parent, name, have, delta):
+                    from_image = delta.after is None
+                    self._write(parent, name, path, want, in_place=have is not None, from_image=from_image)
             else:
                 create_node(parent, name, want)
             set_attributes(parent, name, want)
@@ -234,6 +236,30 @@ class _Difference:
         if os.stat(name, dir_fd=parent, follow_symlinks=False).st_nlink > 1:
             self._new_inodes.add(path)
         os.unlink(name, dir_fd=parent)
+
+    def _patch(self, parent: int, name: bytes, have: Entry, delta: Delta) -> bool:
+        """Write the chunks of a large file that differ; return False where that does not do."""
+        before, after = delta.before, delta.after
+        if before is None or after is None or before.type is not NodeType.FILE:
+            return False
+        if min(before.size, after.size) <= _OVERWRITE_BYTES or have.size != before.size:
+            return False
+        changed = changed_extents(self._source, before.content, after.content)
+        if changed is None:
+            return False
+        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            fd = os.open(name, flags, dir_fd=parent)
+        except OSError as error:
+            if error.errno == errno.ETXTBSY:
+                return False
+            raise
+        try:
+            pieces = ((offset, self._source.get(extent.blob)) for offset, extent in changed)
+            self.written.bytes += overwrite(fd, pieces, after.size)
+        finally:
+            os.close(fd)
+        return True
 
     def _write(
         self, parent: int, name: bytes, path: bytes, want: Entry, *, in_place: bool, from_image: bool
