@@ -7,8 +7,13 @@ from collections.abc import Iterator
 
 import docker
 import pytest
+from hypothesis import HealthCheck, settings
 
 IMAGE = "turnkeep/sandbox:test"
+
+# How long an example takes says nothing on a machine that does other things as well.
+settings.register_profile("turnkeep", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("turnkeep")
 
 
 @pytest.fixture(scope="session")

@@ -193,7 +193,12 @@ def test_a_reader_that_goes_away(web: FakeDaemon) -> None:
 def test_an_interrupt(daemon: FakeDaemon) -> None:
     daemon.service.add_event("attached")
     daemon.service.add_event("durable")
-    running = process("--address", daemon.address, "events", "--follow", "--after", "1", "--json")
+    # It may have been inherited that an interrupt is ignored, as by what a shell runs in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        running = process("--address", daemon.address, "events", "--follow", "--after", "1", "--json")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert running.stdout is not None
     assert running.stdout.readline().startswith('{"sequence": 2')
     running.send_signal(signal.SIGINT)

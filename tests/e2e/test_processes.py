@@ -200,6 +200,23 @@ def test_into_a_new_container(box: Box, sandbox: Sandbox, tk: Client, daemon: Da
     assert get(box) == 3
 
 
+def start_client(box: Box, command: str) -> subprocess.Popen[bytes]:
+    """Run `docker exec` with a command that makes /root/up, and waits."""
+    while True:
+        client = subprocess.Popen(
+            ["docker", "exec", box.name, "sh", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        wait_until(
+            lambda client=client: client.poll() is not None or box.run(["test", "-e", "/root/up"])[0] == 0,  # type: ignore[misc]
+            "it is up",
+        )
+        if client.poll() is None:
+            return client
+        # It met a freeze, and was refused; see `Box.run`.
+        said = client.communicate()
+        assert client.returncode == 126, said
+
+
 @pytest.mark.parametrize("policy", ["capture", "record", "fail", "wait"])
 def test_a_client_of_docker_exec_that_waits(
     start_daemon: Callable[..., Daemon], box: Box, policy: str
@@ -209,8 +226,7 @@ def test_a_client_of_docker_exec_that_waits(
     with start_daemon(settings).connect() as tk:
         sandbox = tk.attach(box.name)
         loop = "touch /root/up; while [ ! -e /root/end ]; do sleep 0.02; done; echo done > /root/out"
-        client = subprocess.Popen(["docker", "exec", box.name, "sh", "-c", loop], stdout=subprocess.PIPE)
-        box.sh("until [ -e /root/up ]; do :; done")
+        client = start_client(box, loop)
         open_turn = sandbox.turn(label=policy)
         open_turn.begin()
         open_turn.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,13 +10,20 @@ import pytest
 from turnkeep_store import durable
 from turnkeep_store.repository import Repository
 
-from .trees import SMALL
+from .trees import IN_MEMORY, SMALL
 
 
 @pytest.fixture(autouse=True)
 def _small_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let even a small file take several writes."""
     monkeypatch.setattr(durable, "BUFFER_BYTES", 500)
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A folder in memory, where the host has that."""
+    with tempfile.TemporaryDirectory(prefix="tk-", dir=IN_MEMORY) as name:
+        yield Path(name)
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ TYPED = (Damaged, BlobNotFound, UnsupportedFormat)
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "repo"
+def home(in_memory: Path) -> Path:
+    return in_memory / "repo"
 
 
 @pytest.fixture

@@ -27,10 +27,10 @@ def _delete_and_prune(repo: Repository) -> None:
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO], ids=errno.errorcode.get)
-def test_commit_fails_at_each_call(tmp_path: Path, error: int) -> None:
+def test_commit_fails_at_each_call(in_memory: Path, error: int) -> None:
     expected = StoreIOError if error == errno.EIO else StoreFull
     disk = FaultyDisk()
-    with Repository.create(tmp_path / "repo", options=SMALL, disk=disk) as repo:
+    with Repository.create(in_memory / "repo", options=SMALL, disk=disk) as repo:
         first = commit(repo, FIRST)
         skip = 0
         while True:
@@ -51,19 +51,19 @@ def test_commit_fails_at_each_call(tmp_path: Path, error: int) -> None:
         assert check(repo).ok
         prune(repo, max_unused_fraction=0.0)
     if error != errno.EIO:  # a full disk can still unlink
-        assert not list((tmp_path / "repo").rglob("tmp-*"))
-    with Repository.open(tmp_path / "repo") as repo:
-        assert not list((tmp_path / "repo").rglob("tmp-*"))
+        assert not list((in_memory / "repo").rglob("tmp-*"))
+    with Repository.open(in_memory / "repo") as repo:
+        assert not list((in_memory / "repo").rglob("tmp-*"))
         assert get_tree(repo, repo.snapshots()[0].tree) == FIRST
         assert check(repo).ok
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
-def test_prune_fails_at_each_call(tmp_path: Path, error: int) -> None:
+def test_prune_fails_at_each_call(in_memory: Path, error: int) -> None:
     disk = FaultyDisk()
     skip = 0
     while True:
-        home = tmp_path / str(skip)
+        home = in_memory / str(skip)
         with Repository.create(home, options=SMALL, disk=disk) as repo:
             for files in (FIRST, {**FIRST, b"c": NOISE.randbytes(2000)}, SECOND):
                 last = commit(repo, files)
@@ -109,18 +109,18 @@ def _fill(repo: Repository) -> None:
         commit(repo, {b"%d" % number: NOISE.randbytes(20) for number in range(5)})
 
 
-def test_errors_name_what_they_are_about(tmp_path: Path) -> None:
+def test_errors_name_what_they_are_about(in_memory: Path) -> None:
     disk = FaultyDisk()
-    with Repository.create(tmp_path / "repo", disk=disk) as repo:
+    with Repository.create(in_memory / "repo", disk=disk) as repo:
         with disk.failing(errno.ENOSPC), pytest.raises(StoreFull, match=r"repo/packs/tmp-.*free space"):
             commit(repo, FIRST)
         with disk.failing(errno.EIO), pytest.raises(StoreIOError, match=r"repo/packs/tmp-.*kernel's log"):
             commit(repo, FIRST)
 
 
-def test_a_failed_writer_refuses_to_go_on(tmp_path: Path) -> None:
+def test_a_failed_writer_refuses_to_go_on(in_memory: Path) -> None:
     disk = FaultyDisk()
-    with Repository.create(tmp_path / "repo", options=SMALL, disk=disk) as repo, repo.lease("x") as lease:
+    with Repository.create(in_memory / "repo", options=SMALL, disk=disk) as repo, repo.lease("x") as lease:
         writer = repo.writer(lease)
         commit(repo, FIRST, writer=writer, lease=lease)
         with disk.failing(errno.ENOSPC), pytest.raises(StoreFull):
@@ -133,9 +133,9 @@ def test_a_failed_writer_refuses_to_go_on(tmp_path: Path) -> None:
         assert get_tree(repo, snapshot.tree) == SECOND
 
 
-def test_check_goes_on_where_reading_fails(tmp_path: Path) -> None:
+def test_check_goes_on_where_reading_fails(in_memory: Path) -> None:
     disk = FaultyDisk()
-    with Repository.create(tmp_path / "repo", options=SMALL, disk=disk) as repo:
+    with Repository.create(in_memory / "repo", options=SMALL, disk=disk) as repo:
         first, second = commit(repo, FIRST), commit(repo, SECOND)
         with disk.failing(errno.EIO, only="read"):
             report = check(repo)
@@ -144,9 +144,9 @@ def test_check_goes_on_where_reading_fails(tmp_path: Path) -> None:
         assert check(repo).ok
 
 
-def test_reading_fails(tmp_path: Path) -> None:
+def test_reading_fails(in_memory: Path) -> None:
     disk = FaultyDisk()
-    with Repository.create(tmp_path / "repo", disk=disk) as repo:
+    with Repository.create(in_memory / "repo", disk=disk) as repo:
         snapshot = commit(repo, FIRST)
         with disk.failing(errno.EIO, only="read"), pytest.raises(StoreIOError):
             get_tree(repo, snapshot.tree)

@@ -19,7 +19,7 @@ from turnkeep_store.snapshot import Snapshot
 from turnkeep_store.writer import BlobWriter
 
 from .disks import PowerCutDisk
-from .trees import SMALL, Files, commit, get_tree, put_tree
+from .trees import IN_MEMORY, SMALL, Files, commit, get_tree, put_tree
 
 NOISE = [random.Random(number).randbytes(400 + number) for number in range(10)]
 PATHS = st.sampled_from([b"a", b"b", b"d/a", b"d/b", b"d/e/f", b"g/h"])
@@ -31,7 +31,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.folder = Path(tempfile.mkdtemp())
+        self.folder = Path(tempfile.mkdtemp(prefix="tk-", dir=IN_MEMORY))
         self.disk = PowerCutDisk()
         self.model: dict[SnapshotId, Files] = {}
         self.leased: list[tuple[Lease, dict[SnapshotId, tuple[Snapshot, Files]]]] = []

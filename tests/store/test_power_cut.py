@@ -96,18 +96,18 @@ class World:
             assert report.ok, report.damage
 
 
-def _length(tmp_path: Path) -> int:
-    world = World(tmp_path / "measure.sqlite")
+def _length(in_memory: Path) -> int:
+    world = World(in_memory / "measure.sqlite")
     world.scenario()
     return world.disk.calls
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_cut_at_every_call(tmp_path: Path, seed: int) -> None:
-    length = _length(tmp_path)
+def test_cut_at_every_call(in_memory: Path, seed: int) -> None:
+    length = _length(in_memory)
     assert length > 80
     for cut_at in range(length + 1):
-        world = World(tmp_path / f"{cut_at}.sqlite")
+        world = World(in_memory / f"{cut_at}.sqlite")
         rng = random.Random(seed * 100_000 + cut_at)
         world.disk.cut_at = cut_at
         try:
@@ -122,11 +122,11 @@ def test_cut_at_every_call(tmp_path: Path, seed: int) -> None:
         _continue(world)
 
 
-def test_cut_again_while_recovering(tmp_path: Path) -> None:
+def test_cut_again_while_recovering(in_memory: Path) -> None:
     rng = random.Random(3)
-    length = _length(tmp_path)
+    length = _length(in_memory)
     for cut_at in range(length // 4, length, 5):
-        world = World(tmp_path / f"{cut_at}.sqlite")
+        world = World(in_memory / f"{cut_at}.sqlite")
         world.disk.cut_at = cut_at
         with pytest.raises(PowerCut):
             world.scenario()
@@ -167,11 +167,11 @@ def _continue(world: World) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_deletion_that_failed_may_come_back_whole(tmp_path: Path, seed: int) -> None:
+def test_a_deletion_that_failed_may_come_back_whole(in_memory: Path, seed: int) -> None:
     """The record went, but its going was not synced: its data must stay."""
     disk = PowerCutDisk()
     faulty = FaultyDisk(disk)
-    index = str(tmp_path / "index.sqlite")
+    index = str(in_memory / "index.sqlite")
     repo = Repository.create(ROOT, options=SMALL, disk=faulty, index_path=index)
     first, second = commit(repo, FIRST), commit(repo, SECOND)
     with faulty.failing(errno.EIO, only="sync_directory"), pytest.raises(StoreIOError):
@@ -186,8 +186,8 @@ def test_a_deletion_that_failed_may_come_back_whole(tmp_path: Path, seed: int) -
             assert get_tree(repo, snapshot.tree) == (FIRST if snapshot.id == first.id else SECOND)
 
 
-def test_a_commit_costs_four_syncs(tmp_path: Path) -> None:
-    world = World(tmp_path / "index.sqlite")
+def test_a_commit_costs_four_syncs(in_memory: Path) -> None:
+    world = World(in_memory / "index.sqlite")
     with world.open() as repo:
         before = world.disk.syncs
         commit(repo, {b"a": b"x", b"b/c": b"y"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from turnkeep_store.blobs import BlobSink
@@ -20,6 +21,9 @@ Files = Mapping[bytes, bytes]
 
 SMALL = Options(pack_bytes=2048, pack_blobs=6)
 """Limits so small that a few short files meet them."""
+
+IN_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
+"""Where thousands of indexes are made whose syncs nobody asks about. None: where all temporary files are."""
 
 
 def put_tree(sink: BlobSink, files: Files) -> tuple[TreeId, Digest]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from turnkeep import codec, config, model
 
@@ -21,6 +21,9 @@ MODELS: list[type[Any]] = [
     for cls in vars(module).values()
     if isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__ == module.__name__
 ]
+
+EXAMPLES = 25
+"""Of each class; the same few kinds of fields are in dozens of them."""
 
 _JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -61,6 +64,7 @@ def values(cls: type[Any]) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data())
 def test_every_value_survives(cls: type[Any], data: st.DataObject) -> None:
     value = data.draw(values(cls))
@@ -69,6 +73,7 @@ def test_every_value_survives(cls: type[Any], data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data())
 def test_unknown_keys_are_passed_over(cls: type[Any], data: st.DataObject) -> None:
     """A newer daemon wrote them."""
