@@ -115,13 +115,12 @@ def test_notes_are_bounded(deep: bool) -> None:
     for count, complete in ((5, True), (6, False), (5, True)):
         for number in range(count):
             notes.note(b"%d" % number, deep=deep)
-            notes.note(b"%d" % number)
-            notes.note_inode(number)
+            notes.note(b"%d" % number, inode=number + 1)
         touched = notes.take([100])
         assert touched.complete is complete
         assert len(touched.paths) == (count if complete else 0)
         assert len(touched.deep) == (count if complete and deep else 0)
-        assert touched.inodes == (frozenset([*range(count), 100]) if complete else frozenset())
+        assert touched.inodes == (frozenset([*range(1, count + 1), 100]) if complete else frozenset())
 
 
 @given(st.lists(st.integers(1, 8) | st.none(), max_size=40), st.integers(1, 4))

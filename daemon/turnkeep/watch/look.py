@@ -94,7 +94,7 @@ class _Work:
                 if not same or path in self._deep:
                     self._walk(path)
                     self._look_for_gone(path)
-            elif was_folder or path in self._deep:
+            elif was_folder:
                 self._look_for_gone(path)
         if len(self._known) + len(self.found) > 2 * self._max_paths:
             raise too_many(self._max_paths)
@@ -132,7 +132,9 @@ class _Work:
                 self._note(path, None)
 
     def _is_excluded(self, path: bytes) -> bool:
-        return any(path == each or path.startswith(each + b"/") for each in self._exclude)
+        return bool(self._exclude) and any(
+            path == each or path.startswith(each + b"/") for each in self._exclude
+        )
 
     def _status(self, path: bytes) -> Status | None:
         folder = self._open(folder_of(path)) if self._is_seen(folder_of(path)) else -1
