@@ -59,10 +59,10 @@ def test_more_than_the_kernel_queues(make_followed: MakeFollowed, disk: Path, tr
     overflows = tracker.counters.overflows
     with box.undrained():
         append(box.root / "own/file")
+        (disk / "0").touch()
+        # Each name is an event.
         for number in range(most + 1):
-            # In the same place of a folder, so that it does not grow; each name is an event.
-            os.symlink("to", disk / str(number))
-            os.unlink(disk / str(number))
+            os.rename(disk / str(number), disk / str(number + 1))
         append(box.root / "own/other")
         for each in (box, other):
             touched = each.look_or_start_over()
