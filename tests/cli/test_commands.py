@@ -187,7 +187,7 @@ def test_check(run: Run, daemon: FakeDaemon) -> None:
 def test_doctor(run: Run, daemon: FakeDaemon) -> None:
     daemon.service.status.version = turnkeep.__version__
     said = lines(run("doctor"))
-    whats = ("daemon", "engine", "storage", "cgroups", "kernel", "space", "criu")
+    whats = ("daemon", "engine", "storage", "cgroups", "kernel", "space", "tracker", "criu")
     assert [line.split()[:2] for line in said] == [*([what, "ok"] for what in whats), ["runtime", "degraded"]]
     assert said[-1].split("  ")[-1] == "not registered; register it"
     assert not daemon.service.last("ExamineHost").self_test
@@ -233,6 +233,7 @@ def test_doctor_finds_what_is_wrong(run: Run, daemon: FakeDaemon) -> None:
         ["cgroups", "missing"],
         ["kernel", "missing"],
         ["space", "missing"],
+        ["tracker", "ok"],
         ["host", "degraded"],
         ["criu", "ok"],
         ["runtime", "degraded"],

@@ -76,6 +76,7 @@ class FakeService(turnkeep_pb2_grpc.TurnkeepServicer):
             version="0.1.0", pid=42, started_at_ns=NOW_NS, engine_version="27.1", storage_driver="overlay2",
             cgroup_version=2, kernel="6.8.0", state_dir="/var/lib/turnkeep", stored_bytes=1 << 20,
             checkpoints=3, sandboxes=1, free_bytes=50 << 30,
+            tracker=pb.TrackerFigures(enabled=True, followed=9, scanned=1, events=99, audits=1),
         )  # fmt: skip
         self.findings = [
             pb.Finding(what="criu", verdict=pb.VERDICT_OK, detail="version 4.2"),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from turnkeep.watch.look import look_again
-from turnkeep.watch.open_files import writable_files
+from turnkeep.watch.open_files import mapped_inodes, writable_files
 from turnkeep.watch.scan import mapped_files, scan
 from turnkeep.watch.table import Sight, Status
 from turnkeep.watch.tracker import Touched, Tracker, Watch
@@ -98,7 +98,7 @@ class Followed:
         pids = list(pids)
         opened = writable_files(pids)
         paths = {*touched.paths, *self._inside(opened.paths), *self._inside(mapped_files(pids))}
-        found = self._found(paths, touched.deep, touched.inodes | opened.inodes)
+        found = self._found(paths, touched.deep, touched.inodes | opened.inodes | mapped_inodes(pids))
         now = self.known.changed(found)
         actual = self.scan()
         missed = differences(dict(now.items()), actual)

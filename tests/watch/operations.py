@@ -459,6 +459,16 @@ def make_tree_anew(root: Path) -> Steps:
         yield
 
 
+def make_less_anew(root: Path) -> Steps:
+    """What was in it and is gone is no file whose inode would tell."""
+    for _ in range(4):
+        (root / "own/folder/deep/deeper").mkdir(parents=True, exist_ok=True)
+        yield
+        shutil.rmtree(root / "own/folder")
+        (root / "own/folder").mkdir()
+        yield
+
+
 def change_kind(root: Path) -> Steps:
     path = root / "own/file"
     os.unlink(path)
@@ -593,6 +603,7 @@ ALL: tuple[Operation, ...] = (
     make_deep,
     make_anew,
     make_tree_anew,
+    make_less_anew,
     change_kind,
     special_files,
     opaque_folder,

@@ -69,8 +69,9 @@ for _ in range(2):
             assert b"own/file" in box.look().paths
 
 
-def test_spliced_by_a_name_that_is_lost(box: Followed) -> None:
-    with task(box.root / "own/linked", SPLICES) as process:
+@pytest.mark.parametrize("code", CODES, ids=["spliced", "sent", "stored", "stored and open"])
+def test_by_a_name_that_is_lost(box: Followed, code: str) -> None:
+    with task(box.root / "own/linked", code) as process:
         os.unlink(box.root / "own/linked")
         box.look([process.pid])
         go_on(process)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from turnkeep.errors import InternalError
-from turnkeep.watch.table import WHITEOUT, Sight, Status, Table
+from turnkeep.watch.table import NEVER, WHITEOUT, Sight, Status, Table
 
 Files = dict[bytes, Status]
 Changes = dict[bytes, Status | None]
@@ -35,6 +35,7 @@ STATUSES = st.one_of(
     st.builds(file, INODES, st.integers(1, 3), st.integers(0, 1)),
     st.builds(folder, INODES),
     st.just(WHITEOUT),
+    st.just(NEVER),
 )
 FILES = st.dictionaries(PATHS, STATUSES, max_size=12)
 CHANGES = st.dictionaries(PATHS, st.none() | STATUSES, max_size=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +93,28 @@ def test_collections_are_counted(tracked: TrackedFolders, disk: Path) -> None:
     (root / "c").touch()
     assert b"c" in _collect(tracked, root).touched.paths
     assert not trail.follow(_collect(tracked, root))
+
+
+def test_two_at_once_leave_gaps_for_each_other(tracked: TrackedFolders, disk: Path) -> None:
+    """Nothing that happened is in none of the collections, and no two have one number."""
+    root = disk / "root"
+    root.mkdir()
+    _collect(tracked, root)
+    collected: list[Collected] = []
+
+    def work(name: str) -> None:
+        for number in range(200):
+            (root / f"{name}{number}").touch()
+            collected.append(_collect(tracked, root))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(each.number for each in collected) == list(range(2, 402))
+    paths = {path for each in collected for path in each.touched.paths}
+    assert paths == {b"%s%d" % (name, number) for name in (b"a", b"b") for number in range(200)}
 
 
 def test_a_root_that_is_made_anew_is_tracked_anew(tracked: TrackedFolders, disk: Path) -> None:

@@ -11,7 +11,7 @@ import ctypes
 import errno
 import os
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from turnkeep.watch.kernel import checked, libc
 
@@ -27,10 +27,11 @@ _REPORT_FID, _REPORT_DIR_FID, _REPORT_NAME, _REPORT_TARGET_FID = 0x200, 0x400, 0
 _MARK_ADD, _MARK_FILESYSTEM = 0x1, 0x100
 _WATCHED = MODIFY | ATTRIB | CLOSE_WRITE | MOVED | CREATE | DELETE | ON_FOLDER
 
-_EVENT = struct.Struct("=IBBHQii")
-_INFO = struct.Struct("=BBH")
+_EVENT = struct.Struct("=IBxHQ4x4x")
+_INFO = struct.Struct("=BxH8xI")
+"""The beginning of a record: its kind and length, past a file system's id the length of a handle."""
 _FILE_ID, _FOLDER_NAME, _FOLDER_ID = 1, 2, 3
-_FSID_BYTES = 8
+_HANDLE_AT = _INFO.size - 4
 _HANDLE = struct.Struct("=Ii")
 _VERSION = 3
 
@@ -39,8 +40,8 @@ QUEUED_BYTES = _EVENT.size
 
 _MAX_HANDLE_BYTES = 128
 _AT_EMPTY_PATH = 0x1000
-_INODE_BYTES = {(1, 8): 4, (0x81, 12): 8, (0x4D, 20): 8}
-"""How many bytes at the beginning of a handle are the inode's number, by its kind and length
+_INODE_BYTES = {_HANDLE.pack(8, 1): 4, _HANDLE.pack(12, 0x81): 8, _HANDLE.pack(20, 0x4D): 8}
+"""How many bytes of a handle are the inode's number, by its length and kind that come before it
 (include/linux/exportfs.h): ext4 and xfs, xfs with large numbers, btrfs."""
 
 _BUSY_RETRIES = 64
@@ -66,8 +67,7 @@ Handle = bytes
 """A file handle as open_by_handle_at(2) takes it: length, kind, and what only the file system reads."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """What happened at a name in a folder; `file` is the handle of what has, or had, the name."""
 
     mask: int
@@ -105,22 +105,21 @@ def parse(data: bytes) -> list[Event]:
     events = []
     position, end = 0, len(data)
     while position < end:
-        length, version, _, header, mask, _, _ = _EVENT.unpack_from(data, position)
+        length, version, header, mask = _EVENT.unpack_from(data, position)
         if version != _VERSION:
             raise OSError(0, f"fanotify: events of version {version} are not known")
         folder = name = file = b""
         at, limit = position + header, position + length
         while at < limit:
-            kind, _, size = _INFO.unpack_from(data, at)
-            handle_at = at + _INFO.size + _FSID_BYTES
-            handle_end = handle_at + _HANDLE.size + _HANDLE.unpack_from(data, handle_at)[0]
+            kind, size, handle_bytes = _INFO.unpack_from(data, at)
+            handle_end = at + _HANDLE_AT + _HANDLE.size + handle_bytes
+            handle = data[at + _HANDLE_AT : handle_end]
             if kind == _FOLDER_NAME:
-                folder = data[handle_at:handle_end]
-                name = data[handle_end : data.index(b"\0", handle_end)]
-            elif kind == _FOLDER_ID:
-                folder, name = data[handle_at:handle_end], b"."
+                folder, name = handle, data[handle_end : data.index(b"\0", handle_end)]
             elif kind == _FILE_ID:
-                file = data[handle_at:handle_end]
+                file = handle
+            elif kind == _FOLDER_ID:
+                folder, name = handle, b"."
             at += size
         events.append(Event(mask, folder, name, file))
         position += length
@@ -158,6 +157,5 @@ def open_handle(mount_fd: int, handle: Handle) -> int:
 
 def inode_of(handle: Handle) -> int | None:
     """Return the inode number that a handle begins with; None where that cannot be told from it."""
-    length, kind = _HANDLE.unpack_from(handle)
-    size = _INODE_BYTES.get((kind, length))
+    size = _INODE_BYTES.get(handle[: _HANDLE.size])
     return None if size is None else int.from_bytes(handle[_HANDLE.size : _HANDLE.size + size], "little")

@@ -193,9 +193,7 @@ class Group:
             path = place.path
             if place.exact and event.name != b".":
                 path = path + b"/" + event.name if path else event.name
-            place.notes.note(path, deep=bool(arrived) or not place.exact)
-            if inode:
-                place.notes.note_inode(inode)
+            place.notes.note(path, deep=bool(arrived) or not place.exact, inode=inode)
 
     def _note_orphan(self, event: Event) -> None:
         inode = self._folders.inode_of(event.file) if event.file else 0

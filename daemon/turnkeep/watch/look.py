@@ -11,7 +11,7 @@ from turnkeep_store.beneath import O_PATH_NOFOLLOW, open_beneath
 from turnkeep_store.errors import UnsafePath
 
 from turnkeep.watch.scan import status_of, too_many, walk
-from turnkeep.watch.table import WHITEOUT, Sight, Status, folder_of, is_folder, is_linked
+from turnkeep.watch.table import NEVER, WHITEOUT, Sight, Status, folder_of, is_folder, is_linked
 
 _INODE = 1
 _BY_FOLDER = operator.methodcaller("rpartition", b"/")
@@ -88,13 +88,13 @@ class _Work:
                 continue
             before, now = self._known.get(path), self._status(path)
             self._note(path, now)
-            was_folder = before is not None and is_folder(before)
+            was_folder = _may_be_folder(before)
             if now is not None and is_folder(now):
                 same = was_folder and before is not None and before[_INODE] == now[_INODE]
                 if not same or path in self._deep:
                     self._walk(path)
                     self._look_for_gone(path)
-            elif was_folder or path in self._deep:
+            elif was_folder:
                 self._look_for_gone(path)
         if len(self._known) + len(self.found) > 2 * self._max_paths:
             raise too_many(self._max_paths)
@@ -132,7 +132,9 @@ class _Work:
                 self._note(path, None)
 
     def _is_excluded(self, path: bytes) -> bool:
-        return any(path == each or path.startswith(each + b"/") for each in self._exclude)
+        return bool(self._exclude) and any(
+            path == each or path.startswith(each + b"/") for each in self._exclude
+        )
 
     def _status(self, path: bytes) -> Status | None:
         folder = self._open(folder_of(path)) if self._is_seen(folder_of(path)) else -1
@@ -155,7 +157,7 @@ class _Work:
         if not folder:
             return True
         status = self.found[folder] if folder in self.found else self._known.get(folder)
-        return status is not None and is_folder(status)
+        return _may_be_folder(status)
 
     def _open(self, folder: bytes) -> int:
         """Return a descriptor of a folder, or -1; paths come sorted, so one is kept open."""
@@ -167,3 +169,7 @@ class _Work:
                 fd = -1
             self._folder = (folder, fd)
         return self._folder[1]
+
+
+def _may_be_folder(status: Status | None) -> bool:
+    return status is not None and (is_folder(status) or status == NEVER)

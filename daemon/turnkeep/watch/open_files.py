@@ -107,3 +107,27 @@ def _writes(info: bytes) -> bool:
         if line.startswith(b"flags:"):
             return bool(int(line.split()[1], 8) & _WRITING)
     return False
+
+
+def mapped_inodes(pids: Iterable[int]) -> set[int]:
+    """Return the inodes of files that processes map shared and writable, and that lost the name they had.
+
+    They may have others. Where there is none of them, `scan.mapped_files` names no
+    path that ends as if it was deleted.
+    """
+    found: set[int] = set()
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/maps", "rb") as maps:
+                found.update(inode for line in maps if (inode := _lost_inode(line)))
+        except _GONE:
+            continue
+    return found
+
+
+def _lost_inode(mapping: bytes) -> int:
+    """Return the inode of a line of /proc/PID/maps, if stores go to a file whose name is lost; else 0."""
+    fields = mapping.split(None, 5)
+    if len(fields) < 6 or fields[1][1:2] != b"w" or fields[1][3:4] != b"s":
+        return 0
+    return int(fields[4]) if fields[5].rstrip(b"\n").endswith(_DELETED) else 0

@@ -18,8 +18,8 @@ Status = tuple[int, int, int, int, int, int, int, int, int]
 WHITEOUT: Status = (stat.S_IFCHR, 0, 0, 0, 0, 0, 0, 0, 0)
 """Of every whiteout. They share one inode, whose ctime and link count say nothing of any of them."""
 
-NEVER: Status = (-1, -1, -1, -1, -1, -1, -1, -1, -1)
-"""Of no file: what is recorded with it counts as changed."""
+NEVER: Status = (0, -1, -1, -1, -1, -1, -1, -1, -1)
+"""Of no file, of whatever kind: what is recorded with it counts as changed."""
 
 _INODE, _LINKS = 1, 8
 

@@ -37,19 +37,17 @@ class Notes:
         self._inodes: set[int] = set()
         self._why = "it has only begun to be followed"
 
-    def note(self, path: bytes, *, deep: bool = False) -> None:
-        """Take note of a path."""
-        if not self._why:
-            self._paths.add(path)
-            if deep:
-                self._deep.add(path)
-            self._bound()
-
-    def note_inode(self, inode: int) -> None:
-        """Take note of a file that was written."""
-        if not self._why:
+    def note(self, path: bytes, *, deep: bool = False, inode: int = 0) -> None:
+        """Take note of a path, and of the file that was written by it."""
+        if self._why:
+            return
+        self._paths.add(path)
+        if deep:
+            self._deep.add(path)
+        if inode:
             self._inodes.add(inode)
-            self._bound()
+        if len(self._paths) + len(self._inodes) > self._max_touched:
+            self.lose("more was touched than is remembered")
 
     def lose(self, why: str) -> None:
         """Take note that something happened, and not what."""
@@ -66,10 +64,6 @@ class Notes:
             touched = Touched(frozenset(self._paths), frozenset(self._deep), inodes)
         self.lose("")
         return touched
-
-    def _bound(self) -> None:
-        if len(self._paths) + len(self._inodes) > self._max_touched:
-            self.lose("more was touched than is remembered")
 
 
 class Orphans:

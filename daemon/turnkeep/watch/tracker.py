@@ -17,7 +17,10 @@ Not reported before the file is closed are stores through a mapping, splice(2)
 into a file, and asynchronous direct I/O: who uses this looks at the mappings and
 open files of the processes that run (`open_files`). Not reported at all are a
 change of nothing but the access time, and of the flags of chattr(1); only the
-ctime tells of them, and neither is part of a checkpoint.
+ctime tells of them, and neither is part of a checkpoint. What the host does to a
+file outside of the folder is found by those of its names that are in it, as long
+as it has one outside: not what is written by a descriptor of a name outside that
+was unlinked after the file was linked into the folder.
 """
 
 from __future__ import annotations

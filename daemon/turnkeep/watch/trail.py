@@ -82,7 +82,7 @@ class Figures:
 
 
 class TrackedFolders:
-    """The tracked folders by path. Used from any thread; one folder by one thread at a time.
+    """The tracked folders by path. Used from any thread.
 
     `audit` is the share of the looks that are compared with a scan.
     """
@@ -102,7 +102,8 @@ class TrackedFolders:
     def collect(self, path: str) -> Collected | None:
         """Return what was touched in a folder since the last call; None where that is not tracked.
 
-        Inside a freeze this holds all that was done before it.
+        Inside a freeze this holds all that was done before it. Who else asks for
+        the same folder meanwhile leaves a gap in the numbers.
         """
         with self._lock:
             watch = self._watches.get(path)
@@ -112,10 +113,10 @@ class TrackedFolders:
             if path not in self._watches:
                 self._watches[path] = self.tracker.watch(path)
             watch = self._watches[path]
-        if watch is None:
-            return None
-        number = self._numbers[path] = self._numbers.get(path, 0) + 1
-        return Collected(number, watch.collect())
+            if watch is None:
+                return None
+            number = self._numbers[path] = self._numbers.get(path, 0) + 1
+            return Collected(number, watch.collect())
 
     def forget(self, paths: Iterable[str]) -> None:
         """Stop tracking folders."""
