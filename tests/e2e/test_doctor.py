@@ -15,7 +15,7 @@ from turnkeep.model import Fidelity, Finding, TurnState, Verdict
 
 from tests.e2e.harness import LIMIT_S, TURNKEEP, Box, Daemon, turn, wait_until
 
-HOST = ["daemon", "engine", "storage", "cgroups", "kernel", "space", "features", "freezer", "criu"]
+HOST = ["daemon", "engine", "storage", "cgroups", "kernel", "space", "tracker", "features", "freezer", "criu"]
 CAP_SYS_RESOURCE = 24
 
 SLEEPER = "import time; time.sleep(100000)"

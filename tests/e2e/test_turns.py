@@ -269,3 +269,18 @@ def test_twenty_sandboxes_take_turns_at_once(make: Callable[..., Box], tk: Clien
             box.sh("rm -r /work")
             sandbox.restore(turn=1)
             assert box.sh("cat /work/mine") == f"{index}\n"
+
+
+def test_what_is_followed_is_what_a_scan_finds(box: Box, tk: Client) -> None:
+    sandbox = tk.attach(box.name)
+    before = tk.status().tracker
+    turn(box, sandbox, "mkdir -p /srv/a; cd /srv/a; echo 1 > f; ln f g; rm f; echo 2 >> g")
+    box.sh("echo 3 > /srv/a/late")
+    found = tk.check(live=box.name)
+    assert found.ok
+    assert not found.problems
+    assert found.followed == ("/",)
+    after = tk.status().tracker
+    assert after.followed > before.followed
+    assert after.audits > before.audits
+    assert after.missed == 0
