@@ -237,18 +237,18 @@ def make_box(engine: docker.DockerClient, image: str, **options: Any) -> Box:
     name = settings.pop("name", f"turnkeep-test-{uuid.uuid4().hex[:8]}")
     command = settings.pop("command", ["sleep", "infinity"])
     box = Box(engine.containers.run(image, command, detach=True, name=name, **settings))
-    wait_until(lambda: _has_begun(box, shim=settings["init"]), f"{name} runs its command")
+    wait_until(lambda: _has_begun(box), f"{name} runs its command")
     return box
 
 
-def _has_begun(box: Box, *, shim: bool) -> bool:
+def _has_begun(box: Box) -> bool:
     """Whether its own command runs, or has ended: the engine says "started" a moment before."""
     pid = box.state()["Pid"]
     try:
         name = Path(f"/proc/{pid}/comm").read_text()
-        if shim and not name.startswith("runc"):
-            [child] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[:1] or ["self"]
-            return child != "self" and Path(f"/proc/{child}/comm").read_text() != name
+        if name != "docker-init\n":
+            return not name.startswith("runc")
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return bool(children) and Path(f"/proc/{children[0]}/comm").read_text() != name
     except (FileNotFoundError, ProcessLookupError):
         return not box.state()["Running"]
-    return not name.startswith("runc")
