@@ -212,10 +212,16 @@ class Chaos:
 
     def store_to_kept(self) -> None:
         fd = self._kept()
-        if self._is_told_apart(fd):
-            os.ftruncate(fd, 10_000)
-            with mmap.mmap(fd, 10_000) as mapping:
+        if not self._is_told_apart(fd):
+            return
+        os.ftruncate(fd, 10_000)
+        child = os.fork()
+        if child == 0:
+            # Somebody may truncate the file at this very moment, which kills who stores to it.
+            with suppress(ValueError), mmap.mmap(fd, 10_000) as mapping:
                 mapping[0] = self._random.randrange(256)
+            os._exit(0)
+        os.waitpid(child, 0)
 
     def _is_told_apart(self, fd: int) -> bool:
         """Whether one can tell which file it is: a copy of the image's has that one's inode number,
