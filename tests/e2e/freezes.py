@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -31,6 +32,11 @@ class Freezes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._fd)
+
+    def forget(self) -> None:
+        """Pay no heed to what was noticed so far: the end of an earlier freeze, say."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._fd, 65536)
 
     def met(self, within_s: float) -> bool:
         """Wait for the next freeze; whether it still lasts when this returns."""
