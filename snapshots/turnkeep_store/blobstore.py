@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from turnkeep_store.backend import Area, Backend
+from turnkeep_store.bulk import read_many
 from turnkeep_store.codec import Compressor
 from turnkeep_store.errors import BlobNotFound, Damaged, StoreError
 from turnkeep_store.ids import BlobId
@@ -62,6 +66,8 @@ class BlobStore:
     def __init__(self, backend: Backend, index_path: str, compressor: Compressor) -> None:
         self.backend = backend
         self.compressor = compressor
+        self.workers = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="store")
+        """Compresses for writers."""
         self.leases = Leases()
         self.packs = PacksOf(backend)
         self.index = Index(index_path, self.packs)
@@ -101,6 +107,10 @@ class BlobStore:
             if damage is None and not self._search_packs():
                 break
         raise BlobNotFound(f"blob {blob.hex()}: in no pack of this repository; run check")
+
+    def get_many(self, blobs: Iterable[BlobId]) -> dict[BlobId, bytes]:
+        """Return what is found of many blobs at one go (see `bulk.read_many`)."""
+        return read_many(self.index, self.backend, blobs)
 
     def has(self, blob: BlobId) -> bool:
         """Whether the blob is stored (its bytes are not read)."""
@@ -145,6 +155,7 @@ class BlobStore:
         return size
 
     def close(self) -> None:
+        self.workers.shutdown()
         self.index.close()
 
     def _misled(self, blob: BlobId, locations: list[Location]) -> bool:

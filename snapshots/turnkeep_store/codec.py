@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import threading
+from collections.abc import Sequence
 
 import zstandard
 
@@ -27,6 +28,16 @@ class Codec(enum.IntEnum):
     ZSTD = 1
 
 
+def check_length(data: Bytes) -> None:
+    """Refuse what is too long for a blob.
+
+    Raises:
+        LimitExceeded: it is.
+    """
+    if len(data) > MAX_RAW_BYTES:
+        raise LimitExceeded(f"blob of {len(data)} bytes: the limit is {MAX_RAW_BYTES}")
+
+
 class Compressor:
     """Compresses at one level. Safe for use by many threads at once."""
 
@@ -41,16 +52,29 @@ class Compressor:
         Raises:
             LimitExceeded: `data` is longer than a blob may be.
         """
-        if len(data) > MAX_RAW_BYTES:
-            raise LimitExceeded(f"blob of {len(data)} bytes: the limit is {MAX_RAW_BYTES}")
-        context = getattr(self._contexts, "compressor", None)
+        check_length(data)
+        return _smaller(data, self._context().compress(data))
+
+    def compress_all(self, blobs: Sequence[bytes]) -> list[tuple[Codec, Bytes]]:
+        """Do what `compress` does with many blobs, in one call without the interpreter's lock.
+
+        To take that lock again after each small blob would cost more than to compress it.
+        """
+        if len(blobs) < 2 or not all(blobs):  # the library refuses a list of nothing
+            return [self.compress(data) for data in blobs]
+        packed = self._context().multi_compress_to_buffer(list(blobs))
+        return [_smaller(data, packed[number].tobytes()) for number, data in enumerate(blobs)]
+
+    def _context(self) -> zstandard.ZstdCompressor:
+        context: zstandard.ZstdCompressor | None = getattr(self._contexts, "compressor", None)
         if context is None:
             context = zstandard.ZstdCompressor(level=self._level, write_content_size=True)
             self._contexts.compressor = context
-        packed: bytes = context.compress(data)
-        if len(packed) >= len(data):
-            return Codec.RAW, data
-        return Codec.ZSTD, packed
+        return context
+
+
+def _smaller(data: Bytes, packed: bytes) -> tuple[Codec, Bytes]:
+    return (Codec.RAW, data) if len(packed) >= len(data) else (Codec.ZSTD, packed)
 
 
 _contexts = threading.local()
@@ -68,17 +92,42 @@ def decompress(codec: Codec, stored: bytes, raw_length: int) -> bytes:
         if len(stored) != raw_length:
             raise Damaged(f"blob of {len(stored)} bytes where {raw_length} were recorded")
         return stored
-    context = getattr(_contexts, "decompressor", None)
-    if context is None:
-        context = _contexts.decompressor = zstandard.ZstdDecompressor()
     try:
-        # The library allocates what the frame claims, whatever limit it is given.
-        claimed = zstandard.get_frame_parameters(stored).content_size
-        if claimed != raw_length:
-            raise Damaged(f"compressed blob claims {claimed} bytes where {raw_length} were recorded")
-        data: bytes = context.decompress(stored, max_output_size=raw_length, allow_extra_data=False)
+        _check_claim(stored, raw_length)
+        data: bytes = _decompressor().decompress(stored, max_output_size=raw_length, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise Damaged(f"blob of {len(stored)} bytes does not decompress: {error}") from error
     if len(data) != raw_length:
         raise Damaged(f"blob of {len(data)} bytes where {raw_length} were recorded")
     return data
+
+
+def decompress_all(packed: Sequence[tuple[Bytes, int]]) -> list[bytes]:
+    """Do what `decompress` does with many compressed blobs, in one call without the interpreter's lock.
+
+    Raises:
+        Damaged: one of them does not hold exactly so many bytes.
+    """
+    if not packed:
+        return []
+    try:
+        for stored, raw_length in packed:
+            _check_claim(stored, raw_length)
+        unpacked = _decompressor().multi_decompress_to_buffer([stored for stored, _ in packed])
+    except (zstandard.ZstdError, ValueError) as error:
+        raise Damaged(f"one of {len(packed)} blobs does not decompress: {error}") from error
+    return [unpacked[number].tobytes() for number in range(len(packed))]
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    context: zstandard.ZstdDecompressor | None = getattr(_contexts, "decompressor", None)
+    if context is None:
+        context = _contexts.decompressor = zstandard.ZstdDecompressor()
+    return context
+
+
+def _check_claim(stored: Bytes, raw_length: int) -> None:
+    # The library allocates what the frame claims, whatever limit it is given.
+    claimed = zstandard.get_frame_parameters(stored).content_size
+    if claimed != raw_length or raw_length > MAX_RAW_BYTES:
+        raise Damaged(f"compressed blob claims {claimed} bytes where {raw_length} were recorded")

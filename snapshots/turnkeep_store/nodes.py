@@ -140,9 +140,12 @@ def write_segments(fd: int, segments: Iterable[tuple[int, bytes]], size: int) ->
     the number of bytes written.
     """
     written = 0
+    end = 0
     for offset, data in segments:
         written += _write_sparse(fd, offset, memoryview(data))
-    os.ftruncate(fd, size)
+        end = offset + len(data)
+    if written != size or end != size:  # a hole is left out somewhere, perhaps at the end
+        os.ftruncate(fd, size)
     return written
 
 
@@ -202,7 +205,8 @@ def set_attributes_of(fd: int, entry: Entry, *, overlay: bool = False) -> None:
     where = _magic(fd)
     if (status.st_uid, status.st_gid) != (entry.uid, entry.gid):
         os.chown(where, entry.uid, entry.gid)
-    if entry.type is not NodeType.SYMLINK and stat.S_IMODE(os.fstat(fd).st_mode) != entry.mode:
+        status = os.fstat(fd)
+    if entry.type is not NodeType.SYMLINK and stat.S_IMODE(status.st_mode) != entry.mode:
         os.chmod(where, entry.mode)
     _set_xattrs(fd, entry, overlay=overlay)
     os.utime(where, ns=(entry.mtime_ns, entry.mtime_ns))

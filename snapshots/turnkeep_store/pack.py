@@ -33,6 +33,7 @@ _SALT_BYTES = 16
 _HEADER = struct.Struct(f"<8sI{_SALT_BYTES}s")
 _CHECKSUM_BYTES = 16
 _BLOB = struct.Struct(f"<BBHII{ID_BYTES}s{_CHECKSUM_BYTES}s")
+BLOB_HEADER_BYTES = _BLOB.size
 _ROW = struct.Struct(f"<Q{_BLOB.size}s")
 _TRAILER = struct.Struct(f"<I{ID_BYTES}s8s")
 

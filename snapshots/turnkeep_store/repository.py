@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -199,6 +199,10 @@ class Repository:
             Damaged: no sound copy of it is left.
         """
         return self.blobs.get(blob)
+
+    def get_many(self, blobs: Iterable[BlobId]) -> dict[BlobId, bytes]:
+        """Return many blobs, verified; what is left out is to be asked for alone, which says why."""
+        return self.blobs.get_many(blobs)
 
     def has(self, blob: BlobId) -> bool:
         """Whether the blob is stored; its bytes are not read."""

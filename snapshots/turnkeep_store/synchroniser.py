@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import NamedTuple, Protocol
 
 from turnkeep_store.archiver import extents_of, same_attributes
 from turnkeep_store.beneath import O_DIRECTORY_READ, O_PATH_NOFOLLOW, open_beneath, parent_beneath
 from turnkeep_store.chunks import read_extents
-from turnkeep_store.ids import TreeId
+from turnkeep_store.ids import BlobId, TreeId
 from turnkeep_store.nodes import (
     clear_marks,
     create_node,
@@ -23,17 +25,36 @@ from turnkeep_store.nodes import (
     read_segments,
     remove_tree,
     set_attributes,
+    set_attributes_of,
     write_segments,
 )
 from turnkeep_store.restorer import Source, Written, link_to
-from turnkeep_store.tree import Directory, Entry, NodeType
+from turnkeep_store.tree import Directory, Entry, ExtentKind, NodeType
+
+_AHEAD_BYTES = 2 * 1024 * 1024
+"""Content that is read at one go, while what was read before is written."""
+
+
+class BulkSource(Source, Protocol):
+    """Where trees and blobs are read, also many at one go; a repository is one."""
+
+    def get_many(self, blobs: Iterable[BlobId]) -> dict[BlobId, bytes]: ...
+
+
+class _Pending(NamedTuple):
+    """A folder to be filled; a tree of None is nothing, and what was made just now holds nothing yet."""
+
+    path: bytes
+    tree: TreeId | None
+    is_new: bool = False
+
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def synchronise(
     root_fd: int,
-    source: Source,
+    source: BulkSource,
     want: TreeId,
     *,
     upper: bool = False,
@@ -51,8 +72,9 @@ def synchronise(
         UnsafePath: something under `root_fd` is being moved about.
         OSError, StoreError: the file system or the repository failed.
     """
-    work = _Synchronisation(root_fd, source, upper=upper, keep=frozenset(keep), progress=progress)
-    work.run(source.read_directory(want))
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
+        work = _Synchronisation(root_fd, source, pool, upper=upper, keep=frozenset(keep), progress=progress)
+        work.run(want)
     _sync_file_system(root_fd)
     return work.written
 
@@ -67,11 +89,38 @@ def _sync_file_system(root_fd: int) -> None:
         os.close(folder)
 
 
+class _ReadAhead:
+    """Reads the content of what is written next, in a thread of its own."""
+
+    def __init__(self, source: BulkSource, pool: Executor) -> None:
+        self._source = source
+        self._pool = pool
+        self._held: Mapping[BlobId, bytes] = {}
+        self._begun: tuple[tuple[BlobId, ...], Future[dict[BlobId, bytes]]] | None = None
+
+    def begin(self, blobs: tuple[BlobId, ...]) -> None:
+        """Begin to read what will be used after this."""
+        self._begun = (blobs, self._pool.submit(self._source.get_many, blobs)) if blobs else None
+
+    def use(self, blobs: tuple[BlobId, ...]) -> None:
+        """Have these at hand now."""
+        if self._begun is not None and self._begun[0] == blobs:
+            self._held = self._begun[1].result()
+        else:
+            self._held = self._source.get_many(blobs)
+
+    def get(self, blob: BlobId) -> bytes:
+        """Return a blob (see `BlobSource.get`)."""
+        held = self._held.get(blob)
+        return held if held is not None else self._source.get(blob)
+
+
 class _Synchronisation:
     def __init__(
         self,
         root_fd: int,
-        source: Source,
+        source: BulkSource,
+        pool: Executor,
         *,
         upper: bool,
         keep: frozenset[bytes],
@@ -79,32 +128,21 @@ class _Synchronisation:
     ) -> None:
         self._root = root_fd
         self._source = source
+        self._ahead = _ReadAhead(source, pool)
         self._upper = upper
         self._keep = keep
         self._progress = progress
         self._compared = 0
+        self._pending: list[_Pending] = []
         self._folders: list[tuple[bytes, Entry]] = []
         self._links: list[tuple[bytes, Entry]] = []
         self._inodes: dict[int, bytes] = {}
         self.written = Written()
 
-    def run(self, directory: Directory) -> None:
-        pending: list[tuple[bytes, Directory]] = [(b"", directory)]
-        while pending:
-            path, directory = pending.pop()
-            pending.extend((child, Directory()) for child in self._remove_extra(path, directory))
-            for entry in directory:
-                child = path + b"/" + entry.name if path else entry.name
-                if child in self._keep:
-                    continue
-                self._count()
-                if entry.type is NodeType.HARDLINK:
-                    self._links.append((child, entry))
-                elif entry.is_directory and entry.subtree is not None:
-                    self._folder(child, entry)
-                    pending.append((child, self._source.read_directory(entry.subtree)))
-                else:
-                    self._node(child, entry)
+    def run(self, want: TreeId) -> None:
+        self._pending = [_Pending(b"", want)]
+        while self._pending:
+            self._fill(self._pending.pop())
         for path, entry in self._links:
             self._link(path, entry)
         # Children were written after their folders' entries were read: times last.
@@ -112,53 +150,100 @@ class _Synchronisation:
             with parent_beneath(self._root, path) as (parent, name):
                 set_attributes(parent, name, entry, overlay=self._upper)
 
+    def _fill(self, folder: _Pending) -> None:
+        """Bring what lies in a folder to what is wanted; the folders in it become pending."""
+        directory = self._directory(folder)
+        fd = open_beneath(self._root, folder.path, O_DIRECTORY_READ)
+        try:
+            names = frozenset(map(os.fsencode, () if folder.is_new else os.listdir(fd)))
+            self._pending.extend(self._remove_extra(fd, folder.path, names, directory))
+            nodes = self._folders_and_links(fd, folder.path, directory, names)
+            parts = _parts(nodes, names)
+            for number, part in enumerate(parts):
+                self._ahead.use(_content(part, names))
+                following = parts[number + 1] if number + 1 < len(parts) else self._first_of_next()
+                self._ahead.begin(_content(following, names))
+                for entry in part:
+                    have = self._present(fd, entry.name) if entry.name in names else None
+                    self._node(fd, _join(folder.path, entry.name), entry, have)
+        finally:
+            os.close(fd)
+
+    def _directory(self, folder: _Pending) -> Directory:
+        return self._source.read_directory(folder.tree) if folder.tree is not None else Directory()
+
+    def _folders_and_links(
+        self, fd: int, path: bytes, directory: Directory, names: frozenset[bytes]
+    ) -> list[Entry]:
+        """Make the folders of a folder, note its links; return what else is to be there."""
+        nodes = []
+        for entry in directory:
+            child = _join(path, entry.name)
+            if child in self._keep:
+                continue
+            self._count()
+            if entry.type is NodeType.HARDLINK:
+                self._links.append((child, entry))
+            elif entry.is_directory and entry.subtree is not None:
+                have = self._present(fd, entry.name) if entry.name in names else None
+                is_new = self._folder(fd, entry, have)
+                self._folders.append((child, entry))
+                self._pending.append(_Pending(child, entry.subtree, is_new))
+            else:
+                nodes.append(entry)
+        return nodes
+
+    def _first_of_next(self) -> list[Entry]:
+        """Return what is written first in the next folder, if nothing is there yet."""
+        if not self._pending or not self._pending[-1].is_new:
+            return []
+        entries = [each for each in self._directory(self._pending[-1]) if not each.is_directory]
+        parts = _parts([each for each in entries if each.type is not NodeType.HARDLINK], frozenset())
+        return parts[0] if parts else []
+
     def _count(self) -> None:
         self._compared += 1
         if self._progress is not None and self._compared % 256 == 0:
             self._progress(self._compared)
 
-    def _remove_extra(self, path: bytes, directory: Directory) -> list[bytes]:
+    def _remove_extra(
+        self, fd: int, path: bytes, names: frozenset[bytes], directory: Directory
+    ) -> list[_Pending]:
         """Remove what the tree does not name; return folders that stay as the way to a kept path."""
-        ways = []
-        fd = open_beneath(self._root, path, O_DIRECTORY_READ)
-        try:
-            for name in map(os.fsencode, os.listdir(fd)):
-                child = path + b"/" + name if path else name
-                if name in directory.entries or child in self._keep:
-                    continue
-                if any(kept.startswith(child + b"/") for kept in self._keep):
-                    ways.append(child)
-                    continue
-                self.written.paths += remove_tree(fd, name)
-        finally:
-            os.close(fd)
+        ways: list[_Pending] = []
+        for name in names:
+            child = _join(path, name)
+            if name in directory.entries or child in self._keep:
+                continue
+            if any(kept.startswith(child + b"/") for kept in self._keep):
+                ways.append(_Pending(child, None))
+                continue
+            self.written.paths += remove_tree(fd, name)
         return ways
 
-    def _folder(self, path: bytes, entry: Entry) -> None:
-        with parent_beneath(self._root, path) as (parent, name):
-            have = self._present(parent, name)
-            if have is None or not have.is_directory:
-                if have is not None:
-                    self.written.paths += remove_tree(parent, name)
-                create_node(parent, name, entry)
-                self.written.paths += 1
-            self._clear_marks(parent, name)
-        self._folders.append((path, entry))
-
-    def _node(self, path: bytes, entry: Entry) -> None:
-        with parent_beneath(self._root, path) as (parent, name):
-            have = self._present(parent, name)
-            if have is not None and self._is_already(parent, name, path, entry, have):
-                self._clear_marks(parent, name)
-                return
+    def _folder(self, parent: int, entry: Entry, have: Entry | None) -> bool:
+        """See that a folder is there; return whether it had to be made."""
+        is_new = have is None or not have.is_directory
+        if is_new:
             if have is not None:
-                remove_tree(parent, name)
-            if entry.type is NodeType.FILE:
-                self._write(parent, name, entry)
-            else:
-                create_node(parent, name, entry)
-            set_attributes(parent, name, entry, overlay=self._upper)
+                self.written.paths += remove_tree(parent, entry.name)
+            create_node(parent, entry.name, entry)
             self.written.paths += 1
+        self._clear_marks(parent, entry.name)
+        return is_new
+
+    def _node(self, parent: int, path: bytes, entry: Entry, have: Entry | None) -> None:
+        if have is not None and self._is_already(parent, entry.name, path, entry, have):
+            self._clear_marks(parent, entry.name)
+            return
+        if have is not None:
+            remove_tree(parent, entry.name)
+        if entry.type is NodeType.FILE:
+            self._write(parent, entry)
+        else:
+            create_node(parent, entry.name, entry)
+            set_attributes(parent, entry.name, entry, overlay=self._upper)
+        self.written.paths += 1
 
     def _clear_marks(self, parent: int, name: bytes) -> None:
         if self._upper:
@@ -191,11 +276,12 @@ class _Synchronisation:
             self.written.paths += 1
         return True
 
-    def _write(self, parent: int, name: bytes, entry: Entry) -> None:
+    def _write(self, parent: int, entry: Entry) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name, flags, 0o600, dir_fd=parent)
+        fd = os.open(entry.name, flags, 0o600, dir_fd=parent)
         try:
-            self.written.bytes += write_segments(fd, read_extents(self._source, entry.content), entry.size)
+            self.written.bytes += write_segments(fd, read_extents(self._ahead, entry.content), entry.size)
+            set_attributes_of(fd, entry, overlay=self._upper)
         finally:
             os.close(fd)
 
@@ -215,3 +301,32 @@ class _Synchronisation:
             return entry_of(fd, name, overlay=self._upper)
         finally:
             os.close(fd)
+
+
+def _join(folder: bytes, name: bytes) -> bytes:
+    return folder + b"/" + name if folder else name
+
+
+def _parts(nodes: Iterable[Entry], names: frozenset[bytes]) -> list[list[Entry]]:
+    """Cut what lies in a folder into parts whose content is read at one go."""
+    parts: list[list[Entry]] = []
+    room = 0
+    for entry in nodes:
+        size = entry.size if _is_read(entry, names) else 0
+        if not parts or size > room:
+            parts.append([])
+            room = _AHEAD_BYTES
+        parts[-1].append(entry)
+        room -= size
+    return parts
+
+
+def _content(part: Iterable[Entry], names: frozenset[bytes]) -> tuple[BlobId, ...]:
+    """Return the blobs that writing a part takes."""
+    extents = (extent for entry in part if _is_read(entry, names) for extent in entry.content)
+    return tuple(extent.blob for extent in extents if extent.kind is ExtentKind.DATA)
+
+
+def _is_read(entry: Entry, names: frozenset[bytes]) -> bool:
+    # What is there may be right already; large files the kernel reads ahead by itself.
+    return entry.size <= _AHEAD_BYTES // 2 and entry.name not in names
