@@ -97,18 +97,21 @@ class Sandbox:
         self.root = overlay.merged
         self.repository = repository
         self.view = FakeView(overlay)
-        tracked = TrackedFolders(Tracker(str(overlay.upper.parent / "scratch")))
+        tracked = TrackedFolders(Tracker(str(overlay.upper.parent / "scratch")), audit=1.0)
         self.checkpointer = Checkpointer(repository, limits or Limits(), Classify(), None, tracked)
         # What it finds is not what the tracker says, and takes nothing from the tracker.
         self._truth = Checkpointer(repository, limits or Limits(), Classify())
         self.baseline = Baseline()
+        self.expected_misses = 0
 
     def close(self) -> None:
-        """Unmount the overlay and let go of its layers."""
-        assert self.checkpointer.states.tracked is not None
-        self.checkpointer.states.tracked.close()
+        """Unmount the overlay and let go of its layers. Nobody may have missed a change."""
+        tracked = self.checkpointer.states.tracked
+        assert tracked is not None
+        tracked.close()
         self.view.image.close()
         self.overlay.unmount(at_any_rate=True)
+        assert tracked.figures.missed == self.expected_misses
 
     def inspect(self) -> Inspection:
         """Look at what changed."""

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from turnkeep.watch.look import look_again
-from turnkeep.watch.open_files import mapped_inodes, writable_files
-from turnkeep.watch.scan import mapped_files, scan
+from turnkeep.watch.open_files import mapped_files, writable_files
+from turnkeep.watch.scan import scan
 from turnkeep.watch.table import Sight, Status
 from turnkeep.watch.tracker import Touched, Tracker, Watch
 
@@ -97,8 +97,9 @@ class Followed:
     def _look_at(self, touched: Touched, pids: Iterable[int]) -> None:
         pids = list(pids)
         opened = writable_files(pids)
-        paths = {*touched.paths, *self._inside(opened.paths), *self._inside(mapped_files(pids))}
-        found = self._found(paths, touched.deep, touched.inodes | opened.inodes | mapped_inodes(pids))
+        mapped = mapped_files(pids)
+        paths = {*touched.paths, *self._inside(opened.paths), *self._inside(mapped.paths)}
+        found = self._found(paths, touched.deep, touched.inodes | opened.inodes | mapped.inodes)
         now = self.known.changed(found)
         actual = self.scan()
         missed = differences(dict(now.items()), actual)

@@ -17,14 +17,17 @@ from turnkeep.config import Limits
 from turnkeep.model import MountKind
 from turnkeep.watch.host_folders import HostFolders
 from turnkeep.watch.look import look_again
-from turnkeep.watch.open_files import WritableFiles, writable_files
+from turnkeep.watch.open_files import WritableFiles, mapped_files, writable_files
 from turnkeep.watch.reading import Read, read_node, read_path, sync_mapped
-from turnkeep.watch.scan import differences, mapped_files, scan, status_of, too_fresh
+from turnkeep.watch.scan import differences, scan, status_of, too_fresh
 from turnkeep.watch.table import Sight, Status, is_linked
 from turnkeep.watch.trail import Collected, TrackedFolders, Trail
 
 _FILE = b""
 """The path under which a place that is a single file knows that file."""
+
+_INODE, _CTIME = 1, 2
+"""Where they stand in a `Status`."""
 
 _TRACKED = (MountKind.ROOTFS, MountKind.VOLUME)
 
@@ -97,7 +100,7 @@ class Reader:
         self._ahead = ahead
         self._host_folders = host_folders
         self._tracked = tracked
-        self._mappings: set[bytes] = set()
+        self._mappings = WritableFiles()
         self._open = WritableFiles()
 
     def look_for_mappings(self) -> None:
@@ -115,7 +118,7 @@ class Reader:
         """
         fd = place.open(self._view.init_pid)
         try:
-            mapped = self._inside(place, self._mappings)
+            mapped = self._inside(place, self._mappings.paths)
             generation = self._generation(place)
             if generation and not mapped and self._is_quiet(place, baseline):
                 root = entry_of(fd, place.slot)
@@ -123,16 +126,28 @@ class Reader:
             collected = self._collect(place)
             known = baseline.trail.follow(collected)
             self._count(collected, known=known)
-            reading = self._look(
-                place, fd, mapped, baseline.sight if known else None, baseline.trail, baseline.doubtful
-            )
-            reading.trail = _begun(collected)
+            reading = self._against(place, fd, baseline, collected, known=known)
+            if known and self.audit and (missed := self._missed(place, fd, reading, baseline)):
+                self.missed.extend(os.path.join(os.fsencode(place.mount.target), path) for path in missed)
+                collected = self._collect(place)
+                baseline.trail.follow(collected)
+                reading = self._against(place, fd, baseline, collected, known=False)
             reading.generation = generation
-            doubtful = baseline.doubtful | baseline.fresh | reading.mapped
-            self._compare(reading, baseline.sight, baseline.sight, doubtful, fd)
             return reading
         finally:
             os.close(fd)
+
+    def _against(
+        self, place: PlaceView, fd: int, baseline: PlaceBaseline, collected: Collected | None, *, known: bool
+    ) -> PlaceReading:
+        """Read what differs from the baseline, among what was touched since if that is known."""
+        mapped = self._inside(place, self._mappings.paths)
+        before = baseline.sight if known else None
+        reading = self._look(place, fd, mapped, before, baseline.trail, baseline.doubtful)
+        reading.trail = _begun(collected)
+        doubtful = baseline.doubtful | baseline.fresh | reading.mapped
+        self._compare(reading, baseline.sight, baseline.sight, doubtful, fd)
+        return reading
 
     def _missed(
         self, place: PlaceView, fd: int, reading: PlaceReading, baseline: PlaceBaseline
@@ -152,10 +167,10 @@ class Reader:
         changed, gone = differences(reading.sight, Sight(found))
         missed = []
         for path in sorted((changed | gone) - excused):
-            inodes = [
-                status[1] for status in (reading.sight.get(path), found.get(path)) if status is not None
-            ]
-            if not any(reading.trail.may_have_touched(path, inode) for inode in inodes):
+            known, now = reading.sight.get(path), found.get(path)
+            inodes = [status[_INODE] for status in (known, now) if status is not None]
+            touched = any(reading.trail.may_have_touched(path, inode) for inode in inodes)
+            if not touched and not _is_untold(known, now):
                 missed.append(path)
         return missed
 
@@ -163,7 +178,7 @@ class Reader:
         """Bring an earlier reading up to date: read what changed since."""
         fd = earlier.place.open(self._view.init_pid)
         try:
-            mapped = self._inside(earlier.place, self._mappings)
+            mapped = self._inside(earlier.place, self._mappings.paths)
             if earlier.place.mount.kind is not MountKind.TMPFS:
                 sync_mapped(fd, mapped)
             generation = self._generation(earlier.place)
@@ -203,7 +218,7 @@ class Reader:
             reading = PlaceReading(place, root, sight, looked=looked, started_ns=started_ns)
             # What we wrote is reported as well, and looked at once more in the next turn.
             reading.trail = baseline.trail.copy()
-            reading.mapped = self._inside(place, self._mappings)
+            reading.mapped = self._inside(place, self._mappings.paths)
             self._compare(reading, baseline.sight, baseline.sight, (), fd)
             return reading
         finally:
@@ -254,10 +269,12 @@ class Reader:
         else:
             touched = trail.copy()
             touched.paths.update(again, mapped, self._inside(place, self._open.paths))
-            touched.inodes |= self._open.inodes
+            touched.inodes |= self._open.inodes | self._mappings.inodes
             found = self._look_at(place, fd, known, touched)
             sight, looked = known.changed(found), frozenset(found)
         root = entry_of(fd, place.slot, overlay=overlay)
+        # A file that was made without a name is mapped under none, whatever it was linked to since.
+        mapped |= {path for inode in self._mappings.inodes for path in sight.names(inode)}
         # The content of an inode with several names is read under the first.
         mapped |= {first for path in mapped if (first := sight.first_name(path)) is not None}
         return PlaceReading(place, root, sight, looked=looked, mapped=mapped, started_ns=started_ns)
@@ -303,6 +320,17 @@ class Reader:
         target = os.fsencode(place.mount.target).rstrip(b"/") + b"/"
         inside = {path[len(target) :] for path in files if path.startswith(target)}
         return frozenset(path for path in inside if not _is_excluded(path, place.exclude))
+
+
+def _is_untold(before: Status | None, now: Status | None) -> bool:
+    """Whether two statuses differ in nothing but ctime.
+
+    The access time set alone and the flags of chattr(1) change it without any
+    event, and neither is kept.
+    """
+    if before is None or now is None:
+        return False
+    return (*before[:_CTIME], *before[_CTIME + 1 :]) == (*now[:_CTIME], *now[_CTIME + 1 :])
 
 
 def _begun(collected: Collected | None) -> Trail:

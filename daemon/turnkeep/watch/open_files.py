@@ -1,4 +1,4 @@
-"""The files that processes hold open for writing."""
+"""The files that processes hold open for writing, or map so."""
 
 from __future__ import annotations
 
@@ -109,25 +109,43 @@ def _writes(info: bytes) -> bool:
     return False
 
 
-def mapped_inodes(pids: Iterable[int]) -> set[int]:
-    """Return the inodes of files that processes map shared and writable, and that lost the name they had.
+def mapped_files(pids: Iterable[int]) -> WritableFiles:
+    """Return the files that processes map shared and writable.
 
-    They may have others. Where there is none of them, `scan.mapped_files` names no
-    path that ends as if it was deleted.
+    A process that exits meanwhile has no mappings any more. A name that ends in
+    " (deleted)" or holds a backslash can be a file's own, so files that were
+    deleted are named, too; those that lost the name they had may have others,
+    and are given by their inodes as well.
     """
-    found: set[int] = set()
+    found = WritableFiles()
     for pid in pids:
-        try:
-            with open(f"/proc/{pid}/maps", "rb") as maps:
-                found.update(inode for line in maps if (inode := _lost_inode(line)))
-        except _GONE:
-            continue
+        for mapping in _mappings_of(pid):
+            fields = mapping.split(None, 5)
+            if len(fields) < 6 or fields[1][1:2] != b"w" or fields[1][3:4] != b"s":
+                continue
+            path = fields[5].rstrip(b"\n")
+            if not path.startswith(b"/"):
+                continue
+            found.paths |= {path, path.replace(b"\\012", b"\n")}
+            if path.endswith(_DELETED):
+                found.inodes.add(int(fields[4]))
     return found
 
 
-def _lost_inode(mapping: bytes) -> int:
-    """Return the inode of a line of /proc/PID/maps, if stores go to a file whose name is lost; else 0."""
-    fields = mapping.split(None, 5)
-    if len(fields) < 6 or fields[1][1:2] != b"w" or fields[1][3:4] != b"s":
-        return 0
-    return int(fields[4]) if fields[5].rstrip(b"\n").endswith(_DELETED) else 0
+def _mappings_of(pid: int) -> list[bytes]:
+    """Return the lines of /proc/PID/maps; from another thread where the first has ended, which shows none."""
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as maps:
+            if lines := maps.readlines():
+                return lines
+        threads = os.listdir(f"/proc/{pid}/task")
+    except _GONE:
+        return []
+    for thread in threads:
+        try:
+            with open(f"/proc/{pid}/task/{thread}/maps", "rb") as maps:
+                if lines := maps.readlines():
+                    return lines
+        except _GONE:
+            continue
+    return []

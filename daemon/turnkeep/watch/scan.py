@@ -144,25 +144,3 @@ def too_fresh(files: Mapping[bytes, Status], moment_ns: int) -> set[bytes]:
     right after it could carry the same. Whiteouts have none."""
     limit = moment_ns - TICK_NS
     return {path for path, status in files.items() if status[2] >= limit and status is not WHITEOUT}
-
-
-def mapped_files(pids: Iterable[int]) -> set[bytes]:
-    """Return the paths, absolute inside their mount namespace, that processes map shared and writable.
-
-    A process that exits meanwhile has no mappings any more. Files that were
-    deleted may be named, too, since nothing tells them from others: a name that
-    ends in " (deleted)" or holds a backslash can be a file's own.
-    """
-    found: set[bytes] = set()
-    for pid in pids:
-        try:
-            with open(f"/proc/{pid}/maps", "rb") as maps:
-                for line in maps:
-                    fields = line.split(None, 5)
-                    if len(fields) == 6 and fields[1][1:2] == b"w" and fields[1][3:4] == b"s":
-                        path = fields[5].rstrip(b"\n")
-                        if path.startswith(b"/"):
-                            found |= {path, path.replace(b"\\012", b"\n")}
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-    return found

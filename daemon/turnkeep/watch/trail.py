@@ -90,14 +90,14 @@ class TrackedFolders:
     def __init__(self, tracker: Tracker, audit: float = 0.0) -> None:
         self.tracker = tracker
         self.figures = Figures()
-        self._audit = audit
+        self.audit = audit
         self._lock = threading.Lock()
         self._watches: dict[str, Watch | None] = {}
         self._numbers: dict[str, int] = {}
 
     def is_due(self) -> bool:
         """Whether what a look finds is to be compared with a scan, this time."""
-        return random.random() < self._audit
+        return random.random() < self.audit
 
     def collect(self, path: str) -> Collected | None:
         """Return what was touched in a folder since the last call; None where that is not tracked.
