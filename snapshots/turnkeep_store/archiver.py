@@ -162,7 +162,7 @@ def _apply(
             return
         case Upsert(entry=wanted, segments=segments) if not wanted.is_directory:
             content = write_file(sink, segments(), wanted.size) if segments is not None else wanted.content
-            directory.entries[name] = replace(wanted, name=name, content=content)
+            directory.entries[name] = wanted.holding(content, name)
             return
         case Upsert(entry=wanted):
             old = entry if entry is not None and entry.is_directory else None

@@ -97,6 +97,22 @@ class Entry:
     def is_directory(self) -> bool:
         return self.type is NodeType.DIRECTORY
 
+    def holding(self, content: tuple[Extent, ...], name: bytes | None = None) -> Entry:
+        """Return the same, no directory, with this content, and under another name if that is given."""
+        return Entry(
+            name=self.name if name is None else name,
+            type=self.type,
+            mode=self.mode,
+            uid=self.uid,
+            gid=self.gid,
+            mtime_ns=self.mtime_ns,
+            size=self.size,
+            rdev=self.rdev,
+            xattrs=self.xattrs,
+            target=self.target,
+            content=content,
+        )
+
     def same_state(self, other: Entry | None) -> bool:
         """Whether both describe one state in normal form (names not compared)."""
         if other is None:

@@ -75,7 +75,7 @@ def _content_of(change: Upsert | RawChange) -> Entry:
     assert change.entry is not None
     if change.segments is None:
         return change.entry
-    return replace(change.entry, content=extents_of(change.segments(), change.entry.size))
+    return change.entry.holding(extents_of(change.segments(), change.entry.size))
 
 
 def _is_same(before: Entry | None, after: Entry | None) -> bool:
@@ -97,7 +97,7 @@ def _compared(change: RawChange, reading: PlaceReading, baseline: PlaceBaseline)
         and before[:2] == now[:2]
         and read.opaque == (change.path in baseline.opaque)
     )
-    return replace(change, same_folder=same)
+    return RawChange(change.path, change.entry, same_folder=True) if same else change
 
 
 class _Upper:

@@ -19,7 +19,7 @@ from turnkeep.watch.host_folders import HostFolders
 from turnkeep.watch.look import look_again
 from turnkeep.watch.open_files import WritableFiles, mapped_files, writable_files
 from turnkeep.watch.reading import Read, read_node, read_path, sync_mapped
-from turnkeep.watch.scan import differences, scan, status_of, too_fresh
+from turnkeep.watch.scan import Excluded, differences, scan, status_of, too_fresh
 from turnkeep.watch.table import Sight, Status, is_linked
 from turnkeep.watch.trail import Collected, TrackedFolders, Trail
 
@@ -319,7 +319,8 @@ class Reader:
         """Return which of the files, absolute in the container, lie in a place, relative to it."""
         target = os.fsencode(place.mount.target).rstrip(b"/") + b"/"
         inside = {path[len(target) :] for path in files if path.startswith(target)}
-        return frozenset(path for path in inside if not _is_excluded(path, place.exclude))
+        excluded = Excluded(place.exclude)
+        return frozenset(path for path in inside if path not in excluded)
 
 
 def _is_untold(before: Status | None, now: Status | None) -> bool:
@@ -352,10 +353,6 @@ def _linked(sight: Sight, paths: Iterable[bytes] | None) -> set[bytes]:
     if paths is None:
         return {path for path, status in sight.items() if is_linked(status)}
     return {path for path in paths if (status := sight.get(path)) is not None and is_linked(status)}
-
-
-def _is_excluded(path: bytes, exclude: frozenset[bytes]) -> bool:
-    return any(path == each or path.startswith(each + b"/") for each in exclude)
 
 
 def baseline_after(reading: PlaceReading, earlier: PlaceBaseline) -> PlaceBaseline:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from turnkeep_store.beneath import O_PATH_NOFOLLOW, open_beneath
 from turnkeep_store.errors import UnsafePath
 
-from turnkeep.watch.scan import status_of, too_many, walk
+from turnkeep.watch.scan import Excluded, status_of, too_many, walk
 from turnkeep.watch.table import NEVER, WHITEOUT, Sight, Status, folder_of, is_folder, is_linked
 
 _INODE = 1
@@ -70,6 +70,7 @@ class _Work:
         self._deep = deep
         self._overlay = overlay
         self._exclude = exclude
+        self._excluded = Excluded(exclude)
         self._max_paths = max_paths
         self._folder: tuple[bytes, int] | None = None
         self._linked: set[int] = set()
@@ -84,7 +85,7 @@ class _Work:
         """Look at paths, and at all beneath them where that is in doubt."""
         # A folder before what lies in it, and that at one go.
         for path in sorted(paths, key=_BY_FOLDER):
-            if not path or path in self.found or self._is_excluded(path):
+            if not path or path in self.found or path in self._excluded:
                 continue
             before, now = self._known.get(path), self._status(path)
             self._note(path, now)
@@ -130,11 +131,6 @@ class _Work:
         for path in self._known.beneath(folder):
             if path not in self.found:
                 self._note(path, None)
-
-    def _is_excluded(self, path: bytes) -> bool:
-        return bool(self._exclude) and any(
-            path == each or path.startswith(each + b"/") for each in self._exclude
-        )
 
     def _status(self, path: bytes) -> Status | None:
         folder = self._open(folder_of(path)) if self._is_seen(folder_of(path)) else -1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from turnkeep_store.archiver import Segments
 from turnkeep_store.beneath import O_PATH_NOFOLLOW, open_beneath
@@ -104,7 +104,7 @@ def _content(
             pieces = tuple(read_segments(content, entry.size))
             return entry, lambda: iter(pieces), sum(len(data) for _, data in pieces)
         extents = store(read_segments(content, entry.size), entry.size)
-        return replace(entry, content=extents), None, 0
+        return entry.holding(extents), None, 0
     finally:
         os.close(content)
 

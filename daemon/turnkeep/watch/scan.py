@@ -102,6 +102,19 @@ def too_many(max_paths: int) -> ResourceExhausted:
     )
 
 
+class Excluded:
+    """Paths that are no part of a place, with all beneath them."""
+
+    __slots__ = ("_folders", "_paths")
+
+    def __init__(self, paths: Iterable[bytes]) -> None:
+        self._paths = frozenset(paths)
+        self._folders = tuple(path + b"/" for path in self._paths)
+
+    def __contains__(self, path: bytes) -> bool:
+        return path in self._paths or path.startswith(self._folders)
+
+
 def status_of(status: os.stat_result) -> Status:
     """Return what is compared of a file's status."""
     return (
