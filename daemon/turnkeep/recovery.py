@@ -18,10 +18,12 @@ from turnkeep_store.snapshot import Snapshot
 
 from turnkeep.checkpoints import KIND, STATE_KIND, checkpoint_of
 from turnkeep.coordinator import creation
-from turnkeep.coordinator import restore as restoring
 from turnkeep.coordinator.captures import describe, head_baseline
+from turnkeep.coordinator.cold_restore import cold_again
 from turnkeep.coordinator.deps import Deps, run
+from turnkeep.coordinator.live_restore import live_again
 from turnkeep.coordinator.registry import Registry
+from turnkeep.coordinator.restore import finish
 from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.errors import ContainerNotFound, TurnkeepError
 from turnkeep.harness_state import state_of
@@ -303,10 +305,10 @@ async def _finish_restore(sandbox: SandboxCoordinator, intent: Intent) -> None:
             cgroup.thaw()
             cgroup.let_go()
             container = await sandbox.open()
-            await restoring.live_again(sandbox, container, checkpoint)
+            await live_again(sandbox, container, checkpoint)
         else:
-            await restoring.cold_again(sandbox, checkpoint, inspected)
-        await restoring.finish(sandbox, checkpoint, intent, int(intent.details["head_turn"]))
+            await cold_again(sandbox, checkpoint, inspected)
+        await finish(sandbox, checkpoint, intent, int(intent.details["head_turn"]))
 
 
 async def _remove_half_made(deps: Deps, intent: Intent, done: list[str]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from turnkeep.coordinator import creation
 from turnkeep.coordinator import restore as restoring
 from turnkeep.coordinator.deps import run
+from turnkeep.coordinator.loading import let_go, load
 from turnkeep.coordinator.registry import Registry
 from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.errors import InvalidRequest
@@ -58,11 +59,11 @@ class Copies:
             else owner
         )
         head_turn = wish.turn.number if wish.turn is not None else checkpoint.turn
-        ready = await restoring.load(host, checkpoint)
+        ready = await load(host, checkpoint)
         try:
             restored = await self._make(host, checkpoint, new_name, ready, head_turn if gone else 0, progress)
         finally:
-            restoring.let_go(self._deps, ready)
+            let_go(self._deps, ready)
         outcome = restoring.Outcome(
             mode="new",
             mode_reason="asked for",
@@ -143,11 +144,11 @@ class Copies:
         self, checkpoint: Checkpoint, new_name: str, progress: Progress
     ) -> SandboxCoordinator:
         host = SandboxCoordinator(_blank(checkpoint, new_name), self._deps)
-        ready = await restoring.load(host, checkpoint)
+        ready = await load(host, checkpoint)
         try:
             await self._make(host, checkpoint, new_name, ready, 0, progress)
         finally:
-            restoring.let_go(self._deps, ready)
+            let_go(self._deps, ready)
         return host
 
     async def _present(self, sandbox: SandboxCoordinator) -> Checkpoint:

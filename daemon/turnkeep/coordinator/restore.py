@@ -10,13 +10,21 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from turnkeep.checkpointer.view import Baseline
-from turnkeep.coordinator.creation import START_FREEZE_S, Replacement
-from turnkeep.coordinator.deps import Deps, run
+from turnkeep.coordinator.cold_restore import cold
+from turnkeep.coordinator.creation import Replacement
+from turnkeep.coordinator.deps import run
+from turnkeep.coordinator.live_restore import (
+    RESTORE_FREEZE_S,
+    live,
+    processes_again,
+    see_them_gone,
+    stateful,
+)
+from turnkeep.coordinator.loading import leave_whole, let_go, load
 from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.errors import ContainerNotRunning, SandboxGone, Unsupported
 from turnkeep.journal import Change, Delete, Intent, put_intent
@@ -29,23 +37,13 @@ from turnkeep.model import (
     Turn,
     TurnNumber,
 )
-from turnkeep.restorer.cold import (
-    fill_on_disk,
-    start_and_fill,
-    wait_until_unmounted,
-)
-from turnkeep.restorer.live import restore_live, stop_strays, wait_until_gone
-from turnkeep.restorer.plan import Choice, Progress, Restored, choose, no_progress
-from turnkeep.restorer.processes import Ready, bring_back, compare_whole, load_images, reap_dead
-from turnkeep.restorer.whole import NOT_OURS, RUNTIME, start_with
-from turnkeep.runtime.container import Container, open_container
+from turnkeep.restorer.live import stop_strays
+from turnkeep.restorer.plan import Choice, Progress, Restored, choose
+from turnkeep.restorer.processes import Ready
+from turnkeep.runtime.container import Container
 from turnkeep.runtime.freezer import Frozen
 from turnkeep.runtime.moves import quick_moves
-from turnkeep.runtime.places import Places, places_on_disk
-from turnkeep.watch.processes import Process, sample, stateful_test
-
-RESTORE_FREEZE_S = 600.0
-"""A restore's freeze is held by the daemon alone; this bounds only how long freezing may take to begin."""
+from turnkeep.watch.processes import Process, sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +91,7 @@ async def restore(sandbox: SandboxCoordinator, wish: Wish, progress: Progress) -
     async with sandbox.holding():
         container = await _open(sandbox)
         _check_image(container, wish.checkpoint)
-        is_stateful = _stateful(sandbox, container)
+        is_stateful = stateful(sandbox, container)
         choice = _choose(container, wish, is_stateful)
         if not choice.live and container.running and container.inspected["HostConfig"].get("AutoRemove"):
             raise Unsupported(
@@ -102,7 +100,7 @@ async def restore(sandbox: SandboxCoordinator, wish: Wish, progress: Progress) -
                 hint="restore with --mode live, or into a new container with --new NAME",
             )
         ready = await load(sandbox, wish.checkpoint, container)
-        choice = _leave_whole(ready, container.inspected, replace=wish.replace) or choice
+        choice = leave_whole(ready, container.inspected, replace=wish.replace) or choice
         work = _Work(sandbox, container, wish, choice, ready, progress)
         try:
             restored = await work.do(is_stateful)
@@ -169,7 +167,7 @@ class _Work:
                 restored.freeze_ns = freeze.ns if freeze is not None else 0
                 return restored
             if self._choice.live:
-                await run(pools.capture, _see_them_gone, self._container, self.stopped)
+                await run(pools.capture, see_them_gone, self._container, self.stopped)
                 return await self._live(exact=False)
             replacement = None
             if wish.replace and self._ready.whole is not None:
@@ -245,24 +243,14 @@ class _Work:
     async def _go_back(self, before: Checkpoint) -> None:
         sandbox = self._sandbox
         ready = await load(sandbox, before)
-        _leave_whole(ready, self._container.inspected, replace=False)
+        leave_whole(ready, self._container.inspected, replace=False)
         try:
             if self._choice.live:
-                await run(sandbox.deps.pools.long, _processes_again, sandbox, self._container, ready)
+                await run(sandbox.deps.pools.long, processes_again, sandbox, self._container, ready)
             else:
                 await cold(sandbox, await sandbox.open(), before, self._progress, ready)
         finally:
             let_go(sandbox.deps, ready)
-
-
-def _leave_whole(ready: Ready, inspected: Mapping[str, Any], *, replace: bool) -> Choice | None:
-    """Return the way to bring back a whole container; leave it out, and say so, where there is none."""
-    if ready.whole is None:
-        return None
-    if replace or inspected["HostConfig"].get("Runtime") == RUNTIME:
-        return Choice(False, "its own processes come back only as the container starts")
-    ready.leave_whole(NOT_OURS)
-    return None
 
 
 def _head_turn(wish: Wish) -> int:
@@ -293,227 +281,11 @@ def _check_image(container: Container, checkpoint: Checkpoint) -> None:
         )
 
 
-def _stateful(sandbox: SandboxCoordinator, container: Container) -> Callable[[Process], bool]:
-    return stateful_test(
-        container.init_pid,
-        container.command,
-        sandbox.deps.config.classify.reproducible,
-        container.health_check,
-    )
-
-
 def _choose(container: Container, wish: Wish, is_stateful: Callable[[Process], bool]) -> Choice:
     state = ContainerState.RUNNING if container.running else ContainerState.STOPPED
     now = sample(container.pids(), container.usage_ns)
     init = next((each for each in now.processes.values() if each.pid == container.init_pid), None)
     return choose(state, init_is_stateful=init is not None and is_stateful(init), wanted_live=wish.live)
-
-
-async def load(
-    sandbox: SandboxCoordinator, checkpoint: Checkpoint, container: Container | None = None
-) -> Ready:
-    """Load a checkpoint's processes before anything is changed; the caller closes it.
-
-    For a container that runs already they are checked as well.
-    """
-    deps = sandbox.deps
-    return await run(
-        deps.pools.long, load_images, deps.repository, deps.processes, checkpoint.processes, container
-    )
-
-
-def let_go(deps: Deps, ready: Ready) -> None:
-    """Let go of loaded images. Nobody waits for it: what lies in memory takes the kernel its time."""
-    deps.pools.long.submit(ready.close)
-
-
-def _processes_again(sandbox: SandboxCoordinator, container: Container, ready: Ready) -> None:
-    """Bring processes back whose files are right already. Does nothing if some still run."""
-    with container.frozen(RESTORE_FREEZE_S, hold=True):
-        bring_back(ready, container, sandbox.deps.processes)
-
-
-def _see_them_gone(container: Container, killed: tuple[Process, ...]) -> None:
-    """Wait for the end of processes that were killed, until their pids are free again."""
-    wait_until_gone(container, killed)
-    if killed:
-        reap_dead(container)
-
-
-def _stop_strays(
-    container: Container, is_stateful: Callable[[Process], bool], budget_s: float
-) -> tuple[Process, ...]:
-    with container.frozen(budget_s):
-        killed = stop_strays(container, is_stateful)
-    _see_them_gone(container, killed)
-    return killed
-
-
-async def live(
-    sandbox: SandboxCoordinator,
-    container: Container,
-    checkpoint: Checkpoint,
-    ready: Ready,
-    *,
-    full: bool,
-    progress: Progress,
-    exact: bool = False,
-) -> Restored:
-    """Restore a running container; the caller holds the sandbox (see `restore_live`)."""
-
-    def and_then() -> list[str]:
-        return bring_back(ready, container, sandbox.deps.processes)
-
-    restored, baseline = await run(
-        sandbox.deps.pools.long,
-        restore_live,
-        sandbox.deps.repository,
-        sandbox.deps.checkpointer,
-        container,
-        checkpoint,
-        sandbox.baseline,
-        full=full,
-        budget_s=RESTORE_FREEZE_S,
-        progress=progress,
-        and_then=and_then if ready.trees else None,
-        exact=exact,
-    )
-    sandbox.baseline = baseline
-    await run(sandbox.deps.pools.capture, baseline.fold)
-    return restored
-
-
-async def live_again(sandbox: SandboxCoordinator, container: Container, checkpoint: Checkpoint) -> Restored:
-    """Repeat a live restore that was cut off anywhere: what it brought back is killed first."""
-    ready = await load(sandbox, checkpoint)
-    try:
-        stopped = await run(
-            sandbox.deps.pools.capture,
-            _stop_strays,
-            container,
-            _stateful(sandbox, container),
-            sandbox.deps.config.limits.freeze_budget_s,
-        )
-        restored = await live(sandbox, container, checkpoint, ready, full=True, progress=no_progress)
-    finally:
-        let_go(sandbox.deps, ready)
-    return replace(restored, stopped=tuple(map(str, stopped)))
-
-
-async def cold(
-    sandbox: SandboxCoordinator,
-    container: Container,
-    checkpoint: Checkpoint,
-    progress: Progress,
-    ready: Ready,
-    replacement: Replacement | None = None,
-) -> Restored:
-    """Stop the container, put its files right, start it; the caller holds the sandbox.
-
-    With a replacement, another container takes its place.
-    """
-    places = sandbox.places or container.places
-    return await _cold(sandbox, places, checkpoint, progress, ready, replacement)
-
-
-async def cold_again(
-    sandbox: SandboxCoordinator, checkpoint: Checkpoint, inspected: Mapping[str, Any]
-) -> Restored:
-    """Repeat a cold restore that was cut off anywhere, from what the engine knows of the container."""
-    if sandbox.places is None and inspected["State"].get("Running"):
-        await sandbox.open()
-    places = sandbox.places or places_on_disk(inspected, checkpoint.mounts)
-    ready = await load(sandbox, checkpoint)
-    _leave_whole(ready, inspected, replace=False)
-    try:
-        return await _cold(sandbox, places, checkpoint, no_progress, ready)
-    finally:
-        let_go(sandbox.deps, ready)
-
-
-async def _cold(
-    sandbox: SandboxCoordinator,
-    places: Places,
-    checkpoint: Checkpoint,
-    progress: Progress,
-    ready: Ready,
-    replacement: Replacement | None = None,
-) -> Restored:
-    deps = sandbox.deps
-    restored, baseline, started = await run(
-        deps.pools.long,
-        _restart,
-        deps,
-        sandbox.record.container_id,
-        places,
-        checkpoint,
-        progress,
-        ready,
-        replacement,
-    )
-    sandbox.use(started)
-    sandbox.baseline = baseline
-    if replacement is not None:
-        await sandbox.update(
-            "replaced",
-            "by a container of the same name and configuration",
-            record={"container_id": started.id},
-            details={"old": sandbox.record.container_id, "new": started.id},
-        )
-        await run(deps.pools.engine, replacement.keep)
-    return restored
-
-
-def _restart(
-    deps: Deps,
-    container_id: str,
-    places: Places,
-    checkpoint: Checkpoint,
-    progress: Progress,
-    ready: Ready,
-    replacement: Replacement | None,
-) -> tuple[Restored, Baseline, Container]:
-    """Stop the container, put what is on the disk right, start it, and put the rest right. Blocking."""
-    progress("stop", 0, 0)
-    deps.engine.stop(container_id)
-    wait_until_unmounted(places.rootfs.host_path)
-    if replacement is not None:
-        replacement.make()
-        container_id = replacement.new_id
-        places = places_on_disk(deps.engine.inspect(container_id), checkpoint.mounts)
-    try:
-        written = fill_on_disk(deps.repository, checkpoint, places.covered, progress)
-        stopped = open_container(deps.engine, deps.freezer, container_id, places)
-        try:
-            present = deps.checkpointer.states.current_state(stopped, None)
-        finally:
-            stopped.close()
-
-        def start() -> Container:
-            start_with(ready, deps.processes, container_id, lambda: deps.engine.start(container_id))
-            return open_container(deps.engine, deps.freezer, container_id)
-
-        def and_then(container: Container) -> list[str]:
-            if ready.whole is not None:
-                compare_whole(ready, container)
-            return bring_back(ready, container, deps.processes)
-
-        return start_and_fill(
-            deps.repository,
-            deps.checkpointer,
-            checkpoint,
-            start,
-            present,
-            written,
-            budget_s=START_FREEZE_S,
-            progress=progress,
-            and_then=and_then,
-            whole=ready.whole is not None,
-        )
-    except BaseException:
-        if replacement is not None:
-            replacement.undo()
-        raise
 
 
 async def finish(

@@ -24,11 +24,11 @@ CLOCKS = "TURNKEEP_BENCH_CLOCKS"
 FUNCTIONS = {
     "criu_restore": "turnkeep.process.sandboxed:InSandbox.restore",
     "criu_check": "turnkeep.restorer.processes:_compare",
-    "load": "turnkeep.coordinator.restore:load_images",
+    "load": "turnkeep.coordinator.loading:load_images",
     "read": "turnkeep.process.archive:load",
     "kill": "turnkeep.coordinator.restore:stop_strays",
-    "gone": "turnkeep.coordinator.restore:_see_them_gone",
-    "back": "turnkeep.coordinator.restore:bring_back",
+    "gone": "turnkeep.coordinator.restore:see_them_gone",
+    "back": "turnkeep.coordinator.live_restore:bring_back",
     "create": "turnkeep.runtime.engine:Engine.create",
     "start": "turnkeep.runtime.engine:Engine.start",
 }
