@@ -72,6 +72,12 @@ def entry_of(fd: int, name: bytes, *, overlay: bool = False) -> Entry:
     )
 
 
+def shape_of(dir_fd: int, name: bytes) -> Entry:
+    """Describe a name by its type and size alone."""
+    status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    return Entry(name=name, type=_TYPES[stat.S_IFMT(status.st_mode)], size=status.st_size)
+
+
 def read_xattrs(fd: int, *, overlay: bool = False) -> tuple[tuple[bytes, bytes], ...]:
     """Return the extended attributes of an open node, in the order of their names."""
     # The xattr calls refuse O_PATH descriptors; the descriptor's magic link

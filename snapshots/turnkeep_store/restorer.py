@@ -16,19 +16,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from turnkeep_store.beneath import O_PATH_NOFOLLOW, open_beneath, parent_beneath
+from turnkeep_store.beneath import open_beneath, parent_beneath
 from turnkeep_store.chunks import changed_extents, read_extents
 from turnkeep_store.diff import Delta, walk
 from turnkeep_store.ids import BlobId, TreeId
 from turnkeep_store.layers import LayerView
 from turnkeep_store.nodes import (
     create_node,
-    entry_of,
     is_solid,
     overwrite,
     read_segments,
     remove_tree,
     set_attributes,
+    set_attributes_of,
+    shape_of,
     write_segments,
 )
 from turnkeep_store.tree import Directory, Entries, Entry, NodeType
@@ -74,13 +75,16 @@ def apply_difference(
     """
     work = _Difference(root_fd, source, want, image)
     pending = list(deltas)
-    work.unlink_regrouped(pending)
-    skip: bytes | None = None
-    for delta in pending:
-        if skip is not None and delta.path.startswith(skip):
-            continue
-        skip = None if work.bring(delta) else delta.path + b"/"
-    work.finish()
+    try:
+        work.unlink_regrouped(pending)
+        skip: bytes | None = None
+        for delta in pending:
+            if skip is not None and delta.path.startswith(skip):
+                continue
+            skip = None if work.bring(delta) else delta.path + b"/"
+        work.finish()
+    finally:
+        work.close()
     return work.written
 
 
@@ -93,7 +97,25 @@ class _Difference:
         self._links: list[tuple[bytes, Entry]] = []
         self._folders: dict[bytes, Entry | None] = {}
         self._new_inodes: set[bytes] = set()
+        self._open: tuple[bytes, int] | None = None
         self.written = Written()
+
+    def close(self) -> None:
+        """Close the folder that is open."""
+        if self._open is not None:
+            os.close(self._open[1])
+            self._open = None
+
+    def _parent(self, path: bytes) -> tuple[int, bytes]:
+        """Return a descriptor of the folder that holds a path, and the path's name in it.
+
+        The last one is kept open: differences come folder by folder.
+        """
+        head, _, name = path.rpartition(b"/")
+        if self._open is None or self._open[0] != head:
+            self.close()
+            self._open = (head, open_beneath(self._root, head, os.O_PATH | os.O_DIRECTORY))
+        return self._open[1], name
 
     def unlink_regrouped(self, deltas: list[Delta]) -> None:
         """Take names out of hardlink groups that they have to leave.
@@ -111,8 +133,8 @@ class _Difference:
         """Bring one path to its wanted state. False if that settled all beneath it, too."""
         path, want = delta.path, self._wanted(delta.path, delta.after)
         have = self._present(path)
-        self._note_parent(path)
         if want is None:
+            self._note_parent(path)
             if have is not None:
                 self._remove(path)
             return False
@@ -124,8 +146,6 @@ class _Difference:
             self._remove(path)
             have = None
         if want.is_directory:
-            if have is not None:
-                self._remove(path)
             self._materialise(path, delta.after)
             return False
         self._place(path, want, have, delta)
@@ -170,14 +190,12 @@ class _Difference:
         return self._wanted(path, entry)
 
     def _present(self, path: bytes) -> Entry | None:
+        """Return type and size of what is at a path."""
         try:
-            fd = open_beneath(self._root, path, O_PATH_NOFOLLOW)
+            parent, name = self._parent(path)
+            return shape_of(parent, name)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        try:
-            return entry_of(fd, path.rpartition(b"/")[2])
-        finally:
-            os.close(fd)
 
     def _note_parent(self, path: bytes) -> None:
         """Remember that the folder's times have to be put right at the end."""
@@ -186,13 +204,16 @@ class _Difference:
     def _remove(self, path: bytes) -> None:
         self._note_parent(path)
         try:
-            with parent_beneath(self._root, path) as (parent, name):
-                self.written.paths += remove_tree(parent, name)
+            parent, name = self._parent(path)
+            self.written.paths += remove_tree(parent, name)
         except (FileNotFoundError, NotADirectoryError):
             pass
+        # The folder that is open may be gone.
+        self.close()
 
     def _materialise(self, path: bytes, entry: Entry | None) -> None:
         """Make a folder that is not there, with all that the wanted state has beneath it."""
+        self._note_parent(path)
         pending: list[tuple[bytes, Entry | None]] = [(path, entry)]
         while pending:
             path, entry = pending.pop()
@@ -202,8 +223,8 @@ class _Difference:
             if not want.is_directory:
                 self._place(path, want, None, Delta(path, None, entry))
                 continue
-            with parent_beneath(self._root, path) as (parent, name):
-                create_node(parent, name, want)
+            parent, name = self._parent(path)
+            create_node(parent, name, want)
             self.written.paths += 1
             self._folders[path] = want
             inside = (
@@ -215,24 +236,27 @@ class _Difference:
     def _place(self, path: bytes, want: Entry, have: Entry | None, delta: Delta) -> None:
         """Make a name that is no folder what it has to be; `have` is what is there."""
         self.written.paths += 1
+        if delta.before is None or delta.before.type is not want.type or have is None:
+            self._note_parent(path)
         if want.type is NodeType.HARDLINK:
             self._links.append((path, want))
             return
-        with parent_beneath(self._root, path) as (parent, name):
-            same_type = have is not None and have.type is want.type
-            if have is not None and not (same_type and want.type is NodeType.FILE):
-                self._unlink(parent, name, path)
-                have = None
-            if want.type is NodeType.FILE:
-                if have is None or not self._patch(parent, name, have, delta):
-                    from_image = delta.after is None
-                    self._write(parent, name, path, want, in_place=have is not None, from_image=from_image)
-            else:
-                create_node(parent, name, want)
+        parent, name = self._parent(path)
+        same_type = have is not None and have.type is want.type
+        if have is not None and not (same_type and want.type is NodeType.FILE):
+            self._unlink(parent, name, path)
+            have = None
+        if want.type is NodeType.FILE:
+            if have is None or not self._patch(parent, name, have, delta):
+                from_image = delta.after is None
+                self._write(parent, name, path, want, in_place=have is not None, from_image=from_image)
+        else:
+            create_node(parent, name, want)
             set_attributes(parent, name, want)
 
     def _unlink(self, parent: int, name: bytes, path: bytes) -> None:
         """Take away a name that will be another inode's."""
+        self._note_parent(path)
         if os.stat(name, dir_fd=parent, follow_symlinks=False).st_nlink > 1:
             self._new_inodes.add(path)
         os.unlink(name, dir_fd=parent)
@@ -257,6 +281,7 @@ class _Difference:
         try:
             pieces = ((offset, self._source.get(extent.blob)) for offset, extent in changed)
             self.written.bytes += overwrite(fd, pieces, after.size)
+            set_attributes_of(fd, after)
         finally:
             os.close(fd)
         return True
@@ -282,6 +307,7 @@ class _Difference:
             fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=parent)
         try:
             self.written.bytes += (overwrite if solid else write_segments)(fd, segments, want.size)
+            set_attributes_of(fd, want)
         finally:
             os.close(fd)
 
