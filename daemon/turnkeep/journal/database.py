@@ -2,7 +2,8 @@
 
 The tables of sandboxes, turns, checkpoints, intents and answered requests are
 projections: every event carries the values that it puts or deletes, both are
-written in one transaction, and `rebuild` makes the tables anew from the events.
+written in one transaction, and `rebuild` makes the tables anew from the events. Each event
+carries the hash of the one before (see `chain`), so `verify` finds what was changed.
 When `append` returns, the event survives a crash (WAL, synchronous=FULL).
 
 The store, not the journal, is the truth about checkpoints: start-up recovery
@@ -14,15 +15,16 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from turnkeep.errors import ResourceExhausted, StoreDamaged
+from turnkeep.journal.chain import GENESIS, Head, Row, link, problems
+from turnkeep.journal.changes import Change, Delete, Happened, Intent, Put, from_row, to_row
 from turnkeep.model import (
     NO_TURN,
     Checkpoint,
@@ -35,14 +37,17 @@ from turnkeep.model import (
     TurnState,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+_ROW = "sequence, time_ns, kind, sandbox_id, sandbox_name, turn, message, details, changes"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS events (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT,
     time_ns INTEGER NOT NULL, kind TEXT NOT NULL, sandbox_id TEXT, sandbox_name TEXT NOT NULL,
-    turn INTEGER NOT NULL, message TEXT NOT NULL, details TEXT NOT NULL, changes TEXT NOT NULL);
+    turn INTEGER NOT NULL, message TEXT NOT NULL, details TEXT NOT NULL, changes TEXT NOT NULL,
+    hash BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS projection (
     kind TEXT NOT NULL, key TEXT NOT NULL, sandbox_id TEXT NOT NULL, position INTEGER NOT NULL,
     value TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
@@ -57,104 +62,14 @@ CREATE INDEX IF NOT EXISTS checkpoint_sizes ON projection (
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
-    """Set a projected value. `position` orders the values of one sandbox."""
-
-    kind: str
-    key: str
-    sandbox_id: str
-    position: int
-    value: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Delete:
-    """Take a projected value away."""
-
-    kind: str
-    key: str
-
-
-Change = Put | Delete
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intent:
-    """Work that was begun and has to be finished or undone: a restore."""
-
-    id: str
-    kind: str
-    sandbox_id: SandboxId
-    details: Mapping[str, Any]
-
-
-def put_sandbox(sandbox: SandboxRecord) -> Put:
-    """Return the change that records a sandbox."""
-    return Put("sandbox", sandbox.id, sandbox.id, sandbox.attached_at_ns, sandbox.to_json())
-
-
-def put_turn(turn: Turn) -> Put:
-    """Return the change that records a turn."""
-    return Put("turn", f"{turn.sandbox_id}@{turn.number}", turn.sandbox_id, turn.number, turn.to_json())
-
-
-def put_checkpoint(checkpoint: Checkpoint) -> Put:
-    """Return the change that records a checkpoint."""
-    return Put(
-        "checkpoint", checkpoint.id, checkpoint.sandbox_id, checkpoint.created_at_ns, checkpoint.to_json()
-    )
-
-
-def put_intent(intent: Intent) -> Put:
-    """Return the change that records an intent."""
-    value = {"kind": intent.kind, "details": dict(intent.details)}
-    return Put("intent", intent.id, intent.sandbox_id, 0, value)
-
-
-def put_answer(request_id: str, kind: str, sandbox_id: str, value: Mapping[str, Any]) -> Put:
-    """Return the change that records the answer to a request, to be given again."""
-    return Put("answer", request_id, sandbox_id, 0, {"call": kind, **value})
-
-
-@dataclass(frozen=True, slots=True)
-class Happened:
-    """An event that is not journaled yet, and what it changes."""
-
-    event: Event
-    changes: tuple[Change, ...]
-
-    @classmethod
-    def of(
-        cls,
-        kind: str,
-        message: str,
-        *,
-        sandbox: SandboxRecord | None = None,
-        turn: TurnNumber = NO_TURN,
-        details: Mapping[str, Any] | None = None,
-        changes: Iterable[Change] = (),
-    ) -> Happened:
-        """Describe what happens now."""
-        event = Event(
-            sequence=0,
-            time_ns=time.time_ns(),
-            kind=kind,
-            sandbox_id=sandbox.id if sandbox else None,
-            sandbox_name=sandbox.name if sandbox else "",
-            turn=turn,
-            message=message,
-            details=dict(details or {}),
-        )
-        return cls(event, tuple(changes))
-
-
 class Journal:
     """The journal of one state directory. Used from any thread; one process at a time."""
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.RLock()
         self._listeners: list[Callable[[Event], None]] = []
+        self._path = path
+        self._head: Head | None = None
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
         try:
             with _damage(path):
@@ -163,6 +78,7 @@ class Journal:
                 self._db.executescript(_SCHEMA)
                 _check_integrity(self._db)
                 self._check_version(path)
+                self._head = self._last()
         except StoreDamaged:
             self._db.close()
             raise
@@ -212,8 +128,14 @@ class Journal:
 
         All are durable afterwards, or none is there. Raises as `append`.
         """
-        with self._lock, self._transaction():
-            stored = [self._insert(each) for each in happened]
+        with self._lock:
+            head = self._head
+            try:
+                with self._transaction():
+                    stored = [self._insert(each) for each in happened]
+            except BaseException:
+                self._head = head
+                raise
         for event in stored:
             for listener in tuple(self._listeners):
                 listener(event)
@@ -221,24 +143,57 @@ class Journal:
 
     def _insert(self, happened: Happened) -> Event:
         event = happened.event
-        cursor = self._db.execute(
-            "INSERT INTO events"
-            " (time_ns, kind, sandbox_id, sandbox_name, turn, message, details, changes)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                event.time_ns,
-                event.kind,
-                event.sandbox_id,
-                event.sandbox_name,
-                event.turn,
-                event.message,
-                json.dumps(event.details),
-                json.dumps([_to_row(change) for change in happened.changes]),
-            ),
+        assert self._head is not None
+        row: Row = (
+            self._head.sequence + 1,
+            event.time_ns,
+            event.kind,
+            event.sandbox_id,
+            event.sandbox_name,
+            event.turn,
+            event.message,
+            json.dumps(event.details),
+            json.dumps([to_row(change) for change in happened.changes]),
         )
+        head = Head(row[0], link(self._head.hash, row))
+        self._db.execute(f"INSERT INTO events ({_ROW}, hash) VALUES ({'?, ' * 9}?)", (*row, head.hash))
         for change in happened.changes:
             self._apply(change)
-        return replace(event, sequence=cursor.lastrowid or 0)
+        self._head = head
+        return replace(event, sequence=head.sequence)
+
+    def head(self) -> Head:
+        """Return the last event's number and hash: who keeps them elsewhere knows if all is still there."""
+        with self._lock:
+            assert self._head is not None
+            return self._head
+
+    def _last(self) -> Head:
+        row = self._db.execute("SELECT sequence, hash FROM events ORDER BY sequence DESC LIMIT 1").fetchone()
+        return Head(*row) if row else Head()
+
+    def rows(self, after: int = 0, limit: int = 1000) -> list[tuple[Row, bytes]]:
+        """Return events with a higher sequence number than `after` as they are stored, with their hashes."""
+        with self._lock:
+            return _some_rows(self._db, after, limit)
+
+    def verify(self, kept: Head | None = None) -> list[str]:
+        """Return what is wrong with the journal.
+
+        That is what `chain.problems` finds, with the daemon's own memory of the last
+        event, and tables that say other than the events do. Appending goes on meanwhile.
+
+        Raises:
+            StoreDamaged: it cannot be read.
+        """
+        heads = [self.head(), *([kept] if kept is not None else [])]
+        uri = f"{self._path.absolute().as_uri()}?mode=ro"
+        with _damage(self._path), closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
+            db.execute("BEGIN")
+            found = list(problems(_all_rows(db), heads))
+            if not found and _projected(db) != _projections(db):
+                found.append("the tables are not what the events make of them")
+            return found
 
     def rebuild(self) -> None:
         """Make the projections anew from the events."""
@@ -247,12 +202,12 @@ class Journal:
             rows = self._db.execute("SELECT changes FROM events ORDER BY sequence").fetchall()
             for (changes,) in rows:
                 for row in json.loads(changes):
-                    self._apply(_from_row(row))
+                    self._apply(from_row(row))
 
     def projections(self) -> list[tuple[str, str, str]]:
         """Return (kind, key, value) of everything projected, for comparing."""
         with self._lock:
-            return self._db.execute("SELECT kind, key, value FROM projection ORDER BY kind, key").fetchall()
+            return _projections(self._db)
 
     def events(self, after: int = 0, sandbox_id: SandboxId | None = None, limit: int = 1000) -> list[Event]:
         """Return events with a higher sequence number than `after`, in order."""
@@ -382,15 +337,29 @@ class Journal:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def _check_version(self, path: Path) -> None:
-        version = self.meta("schema")
-        if version is None:
-            self.set_meta("schema", str(SCHEMA_VERSION))
-        elif int(version) > SCHEMA_VERSION:
+        found = self.meta("schema")
+        version = int(found) if found is not None else SCHEMA_VERSION
+        if version > SCHEMA_VERSION:
             raise StoreDamaged(
                 f"the journal has version {version}, this daemon knows {SCHEMA_VERSION}",
                 object=str(path),
                 hint="use the version of Turnkeep that wrote it, or a later one",
             )
+        if version == 1:
+            self._link_all()
+        if found != str(SCHEMA_VERSION):
+            self.set_meta("schema", str(SCHEMA_VERSION))
+
+    def _link_all(self) -> None:
+        """Give a journal of version 1 its chain."""
+        with self._transaction():
+            columns = {row[1] for row in self._db.execute("PRAGMA table_info(events)")}
+            if "hash" not in columns:
+                self._db.execute("ALTER TABLE events ADD COLUMN hash BLOB NOT NULL DEFAULT x''")
+            previous = GENESIS
+            for row, _ in _all_rows(self._db):
+                previous = link(previous, row)
+                self._db.execute("UPDATE events SET hash = ? WHERE sequence = ?", (previous, row[0]))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -445,24 +414,39 @@ class Journal:
         return json.loads(row[0]) if row else None
 
 
+def _some_rows(db: sqlite3.Connection, after: int, limit: int = 1000) -> list[tuple[Row, bytes]]:
+    query = f"SELECT {_ROW}, hash FROM events WHERE sequence > ? ORDER BY sequence LIMIT ?"
+    return [(row[:9], row[9]) for row in db.execute(query, (after, limit))]
+
+
+def _all_rows(db: sqlite3.Connection) -> Iterator[tuple[Row, bytes]]:
+    after = 0
+    while rows := _some_rows(db, after):
+        yield from rows
+        after = rows[-1][0][0]
+
+
+def _projections(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    return db.execute("SELECT kind, key, value FROM projection ORDER BY kind, key").fetchall()
+
+
+def _projected(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    """Return what `_projections` would if they were made anew."""
+    values: dict[tuple[str, str], str] = {}
+    for row, _ in _all_rows(db):
+        for each in json.loads(row[8]):
+            match from_row(each):
+                case Put(kind, key, _, _, value):
+                    values[kind, key] = json.dumps(value)
+                case Delete(kind, key):
+                    values.pop((kind, key), None)
+    return sorted((kind, key, value) for (kind, key), value in values.items())
+
+
 def _check_integrity(database: sqlite3.Connection) -> None:
     found = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if found != "ok":
         raise sqlite3.DatabaseError(found)
-
-
-def _to_row(change: Change) -> list[Any]:
-    match change:
-        case Put(kind, key, sandbox_id, position, value):
-            return ["put", kind, key, sandbox_id, position, value]
-        case Delete(kind, key):
-            return ["delete", kind, key]
-
-
-def _from_row(row: list[Any]) -> Change:
-    if row[0] == "put":
-        return Put(*row[1:])
-    return Delete(*row[1:])
 
 
 @contextmanager
