@@ -184,6 +184,36 @@ def test_check(run: Run, daemon: FakeDaemon) -> None:
     assert done.stdout.splitlines()[0] == "pack 1 is cut"
 
 
+def test_the_journal(run: Run, daemon: FakeDaemon, tmp_path: Path) -> None:
+    head = f"5:{'a' * 64}"
+    assert lines(run("journal", "head")) == [head]
+    assert lines(run("check", "--journal")) == [f"all is well: the journal ends with {head}"]
+    kept = tmp_path / "head"
+    kept.write_text(f"{head}\n")
+    assert run("check", "--journal", "--head", f"@{kept}").exit_code == 0
+    assert daemon.service.last("CheckStore").journal_head == head
+    assert lines(run("journal", "export", "--after", "3")) == ['{"sequence": 4}', '{"sequence": 5}']
+    daemon.service.problems = ["event 3 is missing"]
+    done = run("journal", "head")
+    assert (done.exit_code, done.stdout) == (8, "")
+    assert "event 3 is missing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--journal", "--live", "web"), ("--journal", "--skip-data"), ("--head", "1:2")],
+    ids=" ".join,
+)
+def test_what_cannot_be_checked_at_once(run: Run, daemon: FakeDaemon, options: tuple[str, ...]) -> None:
+    assert run("check", *options).exit_code == 2
+
+
+def test_a_head_that_cannot_be_read(run: Run, daemon: FakeDaemon, tmp_path: Path) -> None:
+    done = run("check", "--journal", "--head", f"@{tmp_path / 'none'}")
+    assert done.exit_code == 2
+    assert "cannot be read" in done.stderr
+
+
 def test_doctor(run: Run, daemon: FakeDaemon) -> None:
     daemon.service.status.version = turnkeep.__version__
     said = lines(run("doctor"))

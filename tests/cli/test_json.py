@@ -88,7 +88,9 @@ def test_the_store_and_the_host(ask: Ask, daemon: FakeDaemon) -> None:
     assert set(ask("prune")) == keys(
         "deleted_checkpoints kept_checkpoints freed_bytes stored_bytes dry_run notes"
     )
-    assert set(ask("check")) == keys("ok problems checkpoints blobs bytes index_rebuilt followed")
+    assert set(ask("check")) == keys(
+        "ok problems checkpoints blobs bytes index_rebuilt followed journal_head"
+    )
     assert {tuple(item) for item in ask("doctor")} == {("what", "verdict", "detail", "fix")}
     daemon.service.add_event("attached")
     daemon.service.add_event("durable", turn=3, details_json='{"a": 1}')

@@ -373,7 +373,17 @@ class FakeService(turnkeep_pb2_grpc.TurnkeepServicer):
         result = pb.CheckResult(
             ok=not self.problems, problems=self.problems, checkpoints=3, blobs=9, bytes=1 << 20
         )
+        if request.journal:
+            result = pb.CheckResult(
+                ok=not self.problems, problems=self.problems, journal_head=f"5:{'a' * 64}"
+            )
         yield self._leave("CheckStore", pb.CheckStoreResponse(result=result), context)
+
+    def ExportJournal(self, request: Any, context: Any) -> Any:
+        for sequence in range(request.after_sequence + 1, 6):
+            self._enter("ExportJournal", request, context)
+            message = pb.ExportJournalResponse(sequence=sequence, line=f'{{"sequence": {sequence}}}')
+            yield self._leave("ExportJournal", message, context)
 
     def GetHostStatus(self, request: Any, context: Any) -> Any:
         self._enter("GetHostStatus", request, context)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import turnkeep
 from turnkeep.client.sync import Client
-from turnkeep.errors import Conflict, ContainerNotFound, SandboxNotFound, TurnNotFound
+from turnkeep.errors import Conflict, ContainerNotFound, InvalidRequest, SandboxNotFound, TurnNotFound
 from turnkeep.model import Fidelity, TurnClass, TurnState
 
 from tests.e2e.harness import Box, Daemon, turn, wait_until
@@ -284,3 +285,20 @@ def test_what_is_followed_is_what_a_scan_finds(box: Box, tk: Client) -> None:
     assert after.followed > before.followed
     assert after.audits > before.audits
     assert after.missed == 0
+
+
+def test_the_journal_is_a_chain(box: Box, tk: Client) -> None:
+    sandbox = tk.attach(box.name)
+    turn(box, sandbox, "echo 1 > /srv/a")
+    found = tk.check(journal=True)
+    assert found.ok
+    turn(box, sandbox, "echo 2 > /srv/a")
+    assert tk.check(journal=True, head=found.journal_head).ok
+    lines = list(tk.export_journal())
+    assert [each.sequence for each in lines] == list(range(1, len(lines) + 1))
+    number, _, digest = found.journal_head.partition(":")
+    assert json.loads(lines[int(number) - 1].line)["hash"] == digest
+    forged = f"{number}:{'0' * 64}"
+    assert "not the one whose hash was kept" in tk.check(journal=True, head=forged).problems[0]
+    with pytest.raises(InvalidRequest, match="is no head"):
+        tk.check(journal=True, head="5")

@@ -20,6 +20,7 @@ from turnkeep.cli import (
     execute,
     fork,
     install,
+    journal,
     log,
     ps,
     restore,
@@ -97,6 +98,7 @@ for module in (serve, attach, ps, log, show, diff, events, restore, fork, execut
     module.add_to(app)
 app.add_typer(checkpoint.group, name="checkpoint")
 app.add_typer(turn.group, name="turn")
+app.add_typer(journal.group, name="journal")
 
 
 def main() -> None:

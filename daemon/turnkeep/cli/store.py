@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -64,14 +65,34 @@ def check(
             help="Instead, compare what was reported of a sandbox's changes with a scan of its files.",
         ),
     ] = "",
+    journal: Annotated[
+        bool, typer.Option("--journal", help="Instead, verify the journal, the trail of what happened.")
+    ] = False,
+    head: Annotated[
+        str,
+        typer.Option(
+            metavar="NUMBER:HASH",
+            help="With --journal: what `turnkeep journal head` printed once; @FILE reads it from a file.",
+        ),
+    ] = "",
     json: JsonFlag = False,
 ) -> None:
     """Verify everything in the store. Exits with 8 when something is damaged."""
-    if live and (skip_data or rebuild_index):
-        raise InvalidRequest("--live looks at no store", hint="leave out the other options")
+    if (live or journal) and (skip_data or rebuild_index or (live and journal)):
+        raise InvalidRequest("--live and --journal look at no store", hint="leave out the other options")
+    if head and not journal:
+        raise InvalidRequest("--head is for --journal", hint="add --journal")
+    kept = _read_head(head)
     run = started(ctx, json=json)
     with run.connect(acting=True) as tk, printing.progress_bar(run.err) as show:
-        found = tk.check(skip_data=skip_data, rebuild_index=rebuild_index, live=live, on_progress=show)
+        found = tk.check(
+            skip_data=skip_data,
+            rebuild_index=rebuild_index,
+            live=live,
+            journal=journal,
+            head=kept,
+            on_progress=show,
+        )
     if json:
         printing.emit(found)
     else:
@@ -88,6 +109,8 @@ def _verdict(run: Run, found: CheckResult, live: str) -> None:
         said = f"{verdict}: what was reported of {', '.join(found.followed)} is what a scan finds"
         if not found.ok:
             said = f"{verdict}: changes that nobody told of; this is a defect, please report it"
+    elif found.journal_head:
+        said = f"{verdict}: the journal ends with {found.journal_head}"
     elif live:
         said = f"nothing to compare: the files of {live} are scanned, not followed (turnkeep doctor {live})"
     else:
@@ -95,6 +118,15 @@ def _verdict(run: Run, found: CheckResult, live: str) -> None:
         read = f"{words.count(found.checkpoints, 'checkpoint')}, {words.count(found.blobs, 'blob')}"
         said = f"{verdict}: {read}, {words.size(found.bytes)} read{rebuilt}"
     run.out.print(printing.styled(said, "" if found.ok else "red"), soft_wrap=True)
+
+
+def _read_head(text: str) -> str:
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"the head cannot be read: {error}", object=text[1:]) from error
 
 
 def _pruned(done: PruneResult) -> printing.Pairs:

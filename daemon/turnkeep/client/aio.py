@@ -135,16 +135,25 @@ class AsyncClient:
         skip_data: bool = False,
         rebuild_index: bool = False,
         live: str = "",
+        journal: bool = False,
+        head: str = "",
         on_progress: OnProgress | None = None,
     ) -> values.CheckResult:
         """Verify everything in the store. Damage is in the result, not raised.
 
         With `rebuild_index`, the index is first made anew from the packs. With the
         name of a sandbox as `live`, what was reported of its changes is compared
-        with a scan of its files instead.
+        with a scan of its files instead. With `journal`, its events are, with the
+        hashes that hold them together, and with a `head` that an earlier result had.
         """
-        request = calls.check(skip_data=skip_data, rebuild_index=rebuild_index, live=live)
+        request = calls.check(
+            skip_data=skip_data, rebuild_index=rebuild_index, live=live, journal=journal, head=head
+        )
         return await self._link.work(request, on_progress)
+
+    def export_journal(self, after: int = 0) -> AsyncGenerator[values.JournalLine, None]:
+        """Yield the journal's events with higher numbers, as they are stored, with their hashes."""
+        return self._link.stream(calls.export_journal(after))
 
     async def status(self) -> values.HostStatus:
         """Return what the daemon says of itself, its host and its store."""

@@ -334,10 +334,28 @@ def prune(policy: RetentionPolicy | None, *, dry_run: bool) -> Stream[values.Pro
     )
 
 
-def check(*, skip_data: bool, rebuild_index: bool, live: str) -> Stream[values.Progress | values.CheckResult]:
-    """Verify the store, or what was reported of a sandbox's changes."""
-    request = pb.CheckStoreRequest(skip_data=skip_data, rebuild_index=rebuild_index, live_sandbox=live)
+def check(
+    *, skip_data: bool, rebuild_index: bool, live: str, journal: bool, head: str
+) -> Stream[values.Progress | values.CheckResult]:
+    """Verify the store, or the journal, or what was reported of a sandbox's changes."""
+    request = pb.CheckStoreRequest(
+        skip_data=skip_data,
+        rebuild_index=rebuild_index,
+        live_sandbox=live,
+        journal=journal,
+        journal_head=head,
+    )
     return Stream(method="CheckStore", request=request, read=convert.check_step, resume=lambda _: request)
+
+
+def export_journal(after: int) -> Stream[values.JournalLine]:
+    """The journal's events as they are stored; goes on after the last one when it has to be repeated."""
+    return Stream(
+        method="ExportJournal",
+        request=pb.ExportJournalRequest(after_sequence=after),
+        read=lambda message: values.JournalLine(sequence=message.sequence, line=message.line),
+        resume=lambda last: pb.ExportJournalRequest(after_sequence=last.sequence),
+    )
 
 
 def host_status() -> Call[values.HostStatus]:

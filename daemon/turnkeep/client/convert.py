@@ -272,6 +272,7 @@ def check_step(message: pb.CheckStoreResponse) -> values.Progress | values.Check
         bytes=result.bytes,
         index_rebuilt=result.index_rebuilt,
         followed=tuple(result.followed),
+        journal_head=result.journal_head,
     )
 
 

@@ -270,6 +270,16 @@ class CheckResult:
     index_rebuilt: bool
     followed: tuple[str, ...] = ()
     """With a live sandbox: the mounts that are followed, and so were compared."""
+    journal_head: str = ""
+    """With the journal: its last event, NUMBER:HASH, to be kept elsewhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalLine:
+    """An event of the journal as it is stored, as a line of JSON with its hash."""
+
+    sequence: int
+    line: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

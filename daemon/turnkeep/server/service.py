@@ -23,6 +23,8 @@ from turnkeep.coordinator.examine import Examiner
 from turnkeep.coordinator.registry import Registry
 from turnkeep.errors import Conflict, InvalidRequest, TurnkeepError, TurnNotFound
 from turnkeep.harness_state import read_state
+from turnkeep.journal import Head
+from turnkeep.journal.chain import exported
 from turnkeep.model import Checkpoint, Event, HarnessState, SandboxId
 from turnkeep.runtime.engine import kernel_release
 from turnkeep.server import conversions as convert
@@ -312,6 +314,8 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
         async def work(progress: Tell) -> pb.CheckResult:
             if request.live_sandbox:
                 return await self._check_live(request.live_sandbox)
+            if request.journal:
+                return await self._check_journal(request.journal_head)
             report = await maintenance.check_store(
                 self._registry,
                 read_data=not request.skip_data,
@@ -340,6 +344,20 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
         return pb.CheckResult(
             ok=not problems, problems=[convert.text(each) for each in problems], followed=audit.followed
         )
+
+    async def _check_journal(self, kept: str) -> pb.CheckResult:
+        journal = self._deps.journal
+        problems = await run(self._deps.pools.long, journal.verify, Head.parse(kept) if kept else None)
+        return pb.CheckResult(ok=not problems, problems=problems, journal_head=str(journal.head()))
+
+    async def ExportJournal(
+        self, request: pb.ExportJournalRequest, context: Any
+    ) -> AsyncIterator[pb.ExportJournalResponse]:
+        after = request.after_sequence
+        while rows := await run(self._deps.pools.commit, self._deps.journal.rows, after):
+            for row, stored in rows:
+                yield pb.ExportJournalResponse(sequence=row[0], line=exported(row, stored))
+            after = rows[-1][0][0]
 
     async def GetHostStatus(self, request: pb.GetHostStatusRequest, context: Any) -> pb.GetHostStatusResponse:
         deps = self._deps

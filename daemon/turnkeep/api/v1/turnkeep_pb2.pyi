@@ -2380,6 +2380,8 @@ class CheckStoreRequest(_message.Message):
     SKIP_DATA_FIELD_NUMBER: _builtins.int
     REBUILD_INDEX_FIELD_NUMBER: _builtins.int
     LIVE_SANDBOX_FIELD_NUMBER: _builtins.int
+    JOURNAL_FIELD_NUMBER: _builtins.int
+    JOURNAL_HEAD_FIELD_NUMBER: _builtins.int
     skip_data: _builtins.bool
     """Verify structure only, do not read file content."""
     rebuild_index: _builtins.bool
@@ -2388,16 +2390,26 @@ class CheckStoreRequest(_message.Message):
     """Instead of the store, compare what was reported of this sandbox's changes
     with a scan of all its files.
     """
+    journal: _builtins.bool
+    """Instead of the store, verify the journal's chain of hashes, and that its
+    tables say what its events do.
+    """
+    journal_head: _builtins.str
+    """With journal: the last event's number and hash as they were at some time, in
+    the form of CheckResult.journal_head. Without it a cut tail goes unseen.
+    """
     def __init__(
         self,
         *,
         skip_data: _builtins.bool = ...,
         rebuild_index: _builtins.bool = ...,
         live_sandbox: _builtins.str = ...,
+        journal: _builtins.bool = ...,
+        journal_head: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["live_sandbox", b"live_sandbox", "rebuild_index", b"rebuild_index", "skip_data", b"skip_data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal", "journal_head", b"journal_head", "live_sandbox", b"live_sandbox", "rebuild_index", b"rebuild_index", "skip_data", b"skip_data"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2448,6 +2460,7 @@ class CheckResult(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     INDEX_REBUILT_FIELD_NUMBER: _builtins.int
     FOLLOWED_FIELD_NUMBER: _builtins.int
+    JOURNAL_HEAD_FIELD_NUMBER: _builtins.int
     ok: _builtins.bool
     """Whether all is well."""
     checkpoints: _builtins.int
@@ -2458,6 +2471,10 @@ class CheckResult(_message.Message):
     """Bytes read."""
     index_rebuilt: _builtins.bool
     """Whether the index was made anew from the packs."""
+    journal_head: _builtins.str
+    """With journal: the last event, NUMBER:HASH. To be kept where this host cannot
+    change it.
+    """
     @_builtins.property
     def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What is damaged: which file of the store, which checkpoint, which path."""
@@ -2476,14 +2493,65 @@ class CheckResult(_message.Message):
         bytes: _builtins.int = ...,
         index_rebuilt: _builtins.bool = ...,
         followed: _abc.Iterable[_builtins.str] | None = ...,
+        journal_head: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "bytes", b"bytes", "checkpoints", b"checkpoints", "followed", b"followed", "index_rebuilt", b"index_rebuilt", "ok", b"ok", "problems", b"problems"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "bytes", b"bytes", "checkpoints", b"checkpoints", "followed", b"followed", "index_rebuilt", b"index_rebuilt", "journal_head", b"journal_head", "ok", b"ok", "problems", b"problems"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckResult: _TypeAlias = CheckResult  # noqa: Y015
+
+@_typing.final
+class ExportJournalRequest(_message.Message):
+    """Request of ExportJournal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    after_sequence: _builtins.int
+    """Only events with a higher number."""
+    def __init__(
+        self,
+        *,
+        after_sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportJournalRequest: _TypeAlias = ExportJournalRequest  # noqa: Y015
+
+@_typing.final
+class ExportJournalResponse(_message.Message):
+    """An event of ExportJournal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """The event's number."""
+    line: _builtins.str
+    """A JSON object: sequence, time_ns, kind, sandbox_id, sandbox_name, turn,
+    message, details and changes (JSON in strings, byte for byte), hash.
+    """
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        line: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["line", b"line", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportJournalResponse: _TypeAlias = ExportJournalResponse  # noqa: Y015
 
 @_typing.final
 class GetHostStatusRequest(_message.Message):

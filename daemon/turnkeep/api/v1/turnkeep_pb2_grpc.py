@@ -135,6 +135,11 @@ class TurnkeepStub(object):
                 request_serializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.CheckStoreRequest.SerializeToString,
                 response_deserializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.CheckStoreResponse.FromString,
                 _registered_method=True)
+        self.ExportJournal = channel.unary_stream(
+                '/turnkeep.v1.Turnkeep/ExportJournal',
+                request_serializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.ExportJournalRequest.SerializeToString,
+                response_deserializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.ExportJournalResponse.FromString,
+                _registered_method=True)
         self.GetHostStatus = channel.unary_unary(
                 '/turnkeep.v1.Turnkeep/GetHostStatus',
                 request_serializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.GetHostStatusRequest.SerializeToString,
@@ -295,6 +300,14 @@ class TurnkeepServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportJournal(self, request, context):
+        """The journal's events as they are stored, each with the hash that holds it and
+        all before it in place.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetHostStatus(self, request, context):
         """The daemon, its host and its store.
         """
@@ -412,6 +425,11 @@ def add_TurnkeepServicer_to_server(servicer, server):
                     servicer.CheckStore,
                     request_deserializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.CheckStoreRequest.FromString,
                     response_serializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.CheckStoreResponse.SerializeToString,
+            ),
+            'ExportJournal': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportJournal,
+                    request_deserializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.ExportJournalRequest.FromString,
+                    response_serializer=turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.ExportJournalResponse.SerializeToString,
             ),
             'GetHostStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetHostStatus,
@@ -965,6 +983,33 @@ class Turnkeep(object):
             '/turnkeep.v1.Turnkeep/CheckStore',
             turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.CheckStoreRequest.SerializeToString,
             turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.CheckStoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportJournal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/turnkeep.v1.Turnkeep/ExportJournal',
+            turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.ExportJournalRequest.SerializeToString,
+            turnkeep_dot_api_dot_v1_dot_turnkeep__pb2.ExportJournalResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -86,6 +86,10 @@ class TurnkeepStub:
     """Apply the retention policy and free what nothing references."""
     CheckStore: _grpc.UnaryStreamMultiCallable[_turnkeep_pb2.CheckStoreRequest, _turnkeep_pb2.CheckStoreResponse]
     """Verify everything in the store."""
+    ExportJournal: _grpc.UnaryStreamMultiCallable[_turnkeep_pb2.ExportJournalRequest, _turnkeep_pb2.ExportJournalResponse]
+    """The journal's events as they are stored, each with the hash that holds it and
+    all before it in place.
+    """
     GetHostStatus: _grpc.UnaryUnaryMultiCallable[_turnkeep_pb2.GetHostStatusRequest, _turnkeep_pb2.GetHostStatusResponse]
     """The daemon, its host and its store."""
     ExamineHost: _grpc.UnaryUnaryMultiCallable[_turnkeep_pb2.ExamineHostRequest, _turnkeep_pb2.ExamineHostResponse]
@@ -146,6 +150,10 @@ class TurnkeepAsyncStub(TurnkeepStub):
     """Apply the retention policy and free what nothing references."""
     CheckStore: _aio.UnaryStreamMultiCallable[_turnkeep_pb2.CheckStoreRequest, _turnkeep_pb2.CheckStoreResponse]  # type: ignore[assignment]
     """Verify everything in the store."""
+    ExportJournal: _aio.UnaryStreamMultiCallable[_turnkeep_pb2.ExportJournalRequest, _turnkeep_pb2.ExportJournalResponse]  # type: ignore[assignment]
+    """The journal's events as they are stored, each with the hash that holds it and
+    all before it in place.
+    """
     GetHostStatus: _aio.UnaryUnaryMultiCallable[_turnkeep_pb2.GetHostStatusRequest, _turnkeep_pb2.GetHostStatusResponse]  # type: ignore[assignment]
     """The daemon, its host and its store."""
     ExamineHost: _aio.UnaryUnaryMultiCallable[_turnkeep_pb2.ExamineHostRequest, _turnkeep_pb2.ExamineHostResponse]  # type: ignore[assignment]
@@ -323,6 +331,16 @@ class TurnkeepServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_turnkeep_pb2.CheckStoreResponse], _abc.AsyncIterator[_turnkeep_pb2.CheckStoreResponse]]:
         """Verify everything in the store."""
+
+    @_abc_1.abstractmethod
+    def ExportJournal(
+        self,
+        request: _turnkeep_pb2.ExportJournalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_turnkeep_pb2.ExportJournalResponse], _abc.AsyncIterator[_turnkeep_pb2.ExportJournalResponse]]:
+        """The journal's events as they are stored, each with the hash that holds it and
+        all before it in place.
+        """
 
     @_abc_1.abstractmethod
     def GetHostStatus(
