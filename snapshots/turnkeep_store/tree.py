@@ -14,6 +14,7 @@ restore, say) leave different ones. `docs/format.md` has the byte layout.
 from __future__ import annotations
 
 import enum
+import threading
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -280,8 +281,15 @@ def directory_entry(entry: Entry, subtree: TreeId, digest: Digest) -> Entry:
     return replace(entry, subtree=subtree, digest=digest)
 
 
+_packers = threading.local()
+
+
 def _pack(value: Any) -> bytes:
-    packed = msgpack.packb(value, use_bin_type=True)
+    packer = getattr(_packers, "packer", None)
+    if packer is None:
+        # A new one allocates a large buffer, which takes longer than to pack a folder.
+        packer = _packers.packer = msgpack.Packer(use_bin_type=True)
+    packed = packer.pack(value)
     assert isinstance(packed, bytes)
     return packed
 

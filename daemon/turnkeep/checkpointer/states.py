@@ -14,6 +14,7 @@ from turnkeep_store.tree import Directory
 from turnkeep_store.writer import HashOnlySink
 
 from turnkeep.checkpointer.arena import CopyAhead
+from turnkeep.checkpointer.changes import net_changes
 from turnkeep.checkpointer.inspection import PlaceReading, Reader
 from turnkeep.checkpointer.trees import archive_places, baselines_after
 from turnkeep.checkpointer.view import Baseline, ContainerView
@@ -145,10 +146,13 @@ class States:
         source = HashOnlySink(self._source)
         return State(baseline.tree, self._source.read_directory(baseline.tree).digest(), source, baseline)
 
-    def after_writing(self, view: ContainerView, state: State, touched: Mapping[bytes, Trail]) -> State:
+    def after_writing(
+        self, view: ContainerView, state: State, touched: Mapping[bytes, Trail], want: TreeId
+    ) -> State:
         """Return what is there after `touched` was written in a freeze in which `state` was there.
 
-        It is read again; that the sandbox stood still vouches for the rest.
+        It is read again; that the sandbox stood still vouches for the rest. `want`
+        is the tree that should be there now.
         """
         sink = HashOnlySink(state.source)
         reader = self.reader(view, CopyAhead(sink, self._limits.arena_bytes))
@@ -158,9 +162,12 @@ class States:
             for place in view.covered()
             if place.slot in touched or place.mount.kind is MountKind.BIND
         ]
+        places = {**state.baseline.places, **baselines_after(readings, state.baseline)}
+        if _reads_as(sink, state, want, readings, touched, view):
+            digest = self._source.read_directory(want).digest()
+            return State(want, digest, state.source, Baseline(want, None, places))
         before = state.source.read_directory(state.tree)
         tree = archive_places(sink, sink, readings, state.baseline, view, before.copy())
-        places = {**state.baseline.places, **baselines_after(readings, state.baseline)}
         return State(tree.tree, tree.digest, sink, Baseline(tree.tree, None, places))
 
     def _look(self, view: ContainerView, baseline: Baseline, source: Source) -> Look:
@@ -219,3 +226,36 @@ class States:
         if reader.missed:
             shown = [display(path) for path in reader.missed[:20]]
             log.error("changes were not reported; a scan found them", container=view.id[:12], paths=shown)
+
+
+def _reads_as(
+    source: Source,
+    state: State,
+    want: TreeId,
+    readings: Iterable[PlaceReading],
+    touched: Mapping[bytes, Trail],
+    view: ContainerView,
+) -> bool:
+    """Whether what was read after bringing `state` to `want` certainly is `want`.
+
+    It is, if each path in which the two differ was read and is as `want` says, and
+    nothing else was found changed. That spares building a tree to compare digests.
+    False means only that it has to be built.
+    """
+    before, after = (source.read_directory(tree) for tree in (state.tree, want))
+    read = {reading.place.slot: reading for reading in readings}
+    if before.entries.keys() != after.entries.keys():
+        return False
+    for entry in after:
+        reading = read.get(entry.name)
+        if reading is None:
+            if before.entries[entry.name] != entry:
+                return False
+            continue
+        trail = touched.get(entry.name, Trail())
+        if trail.deep or not trail.paths <= reading.reads.keys() | reading.gone:
+            return False
+        image = view.image_view(reading.place)
+        if net_changes(reading, image, state.baseline.place(entry.name), source, entry):
+            return False
+    return True

@@ -123,7 +123,7 @@ def restore_live(
         if full:
             after = checkpointer.states.current_state(container, None, before.source)
         else:
-            after = checkpointer.states.after_writing(container, before, work.touched)
+            after = checkpointer.states.after_writing(container, before, work.touched, want)
         check_digest(repository, checkpoint, after.digest.hex(), after.tree, after.source)
         if freeze is not None:
             freeze.check()
@@ -203,7 +203,7 @@ class _Live:
             elif want.subtree is not None:
                 image = self._container.image_view(place)
                 deltas = list(diff(self._source, have.subtree if have is not None else None, want.subtree))
-                self.touched[place.slot] = _trail(deltas)
+                self.touched[place.slot] = trail_of(deltas)
                 written = apply_difference(fd, self._source, want.subtree, deltas, image)
                 total.paths += written.paths
                 total.bytes += written.bytes
@@ -212,7 +212,7 @@ class _Live:
             os.close(fd)
 
 
-def _trail(deltas: Iterable[Delta]) -> Trail:
+def trail_of(deltas: Iterable[Delta]) -> Trail:
     """Return what bringing these differences about touches."""
     touched = Trail()
     for delta in deltas:
