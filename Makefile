@@ -5,7 +5,7 @@ BIN := .venv/bin
 SHELL_SCRIPTS := scripts/bench-peers scripts/criu scripts/criu-self-test scripts/host scripts/image scripts/lib.sh scripts/protos scripts/venv .ci/run
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-full bench-recovery bench-replay bench-tools check clean demo dev help host image protos test
+.PHONY: bench bench-full bench-recovery bench-replay bench-tools check clean demo dev fuzz help host image protos test
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,12 +18,13 @@ test: image dev ## all tests, against a real engine (PYTEST_ARGS='-k name')
 	@tmp=$$(mktemp -d) && trap 'rm -rf --one-file-system "$$tmp"' EXIT && \
 	PYTEST_DEBUG_TEMPROOT=$$tmp $(BIN)/pytest $(PYTEST_ARGS)
 
-check: dev ## format, lint, types, import rules, generated code, shell scripts
+check: dev ## format, lint, types, import rules, generated code, crash points, shell scripts
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	scripts/protos --check
+	$(BIN)/python scripts/check_points.py
 	@if command -v shellcheck >/dev/null; then shellcheck -x -P SCRIPTDIR $(SHELL_SCRIPTS); \
 	else echo 'check: shellcheck is not installed, so the shell scripts were not checked'; fi
 
@@ -42,6 +43,10 @@ bench-recovery: image dev ## break replayed runs at random turns, restore, compa
 bench-tools: image dev
 	@scripts/venv --with bench
 	@scripts/bench-peers
+
+fuzz: dev ## feed what reads others' bytes with bytes, each a minute (FUZZ_ARGS='--seconds 600 tree')
+	@scripts/venv --with fuzz
+	$(BIN)/python scripts/fuzz.py $(FUZZ_ARGS)
 
 dev: ## .venv with the project in editable mode and its tools
 	@scripts/venv

@@ -46,6 +46,8 @@ from turnkeep.model import Event
 from turnkeep.process.engine import Processes
 from turnkeep.runtime.engine import ContainerEvent, Engine, boot_id
 from turnkeep.runtime.freezer import Freezer
+from turnkeep.server.front import Front
+from turnkeep.server.gatekeeper import AuditLog, Gatekeeper
 from turnkeep.server.interceptor import ErrorInterceptor
 from turnkeep.server.service import Started, TurnkeepService
 from turnkeep.server.status import translate
@@ -206,7 +208,7 @@ async def _run(deps: Deps, group: asyncio.TaskGroup, stop: asyncio.Event) -> Non
     service = TurnkeepService(
         registry, Started(version("turnkeep"), started_ns, tuple(done), lambda: unavailable + degraded)
     )
-    server, health = await _listen(config, service)
+    server, health, front = await _listen(config, service)
     background = [
         group.create_task(_follow_engine(registry, degraded)),
         group.create_task(_close_forgotten_turns(registry)),
@@ -227,6 +229,7 @@ async def _run(deps: Deps, group: asyncio.TaskGroup, stop: asyncio.Event) -> Non
     # WatchEvents never ends by itself and would use up the whole grace period.
     service.end_watches()
     await server.stop(_GRACE_S)
+    await front.close()
     for task in background:
         task.cancel()
     deps.engine.close()
@@ -251,11 +254,15 @@ async def _settle(registry: Registry) -> None:
                 sandbox.container.close()
 
 
-async def _listen(config: Config, service: TurnkeepService) -> tuple[grpc.aio.Server, HealthServicer]:
+async def _listen(config: Config, service: TurnkeepService) -> tuple[grpc.aio.Server, HealthServicer, Front]:
     path = _socket_path(config)
     _make_way(path)
+    inner = config.state_path / "inner.sock"
+    inner.unlink(missing_ok=True)
+    front = Front(inner, config.access)
+    audit = AuditLog(config.state_path / "audit.jsonl")
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor()],
+        interceptors=[ErrorInterceptor(), Gatekeeper(front.caller, config.access.quota, audit)],
         options=[
             ("grpc.max_receive_message_length", _MESSAGE_BYTES),
             ("grpc.max_send_message_length", _MESSAGE_BYTES),
@@ -269,12 +276,26 @@ async def _listen(config: Config, service: TurnkeepService) -> tuple[grpc.aio.Se
     reflection.enable_server_reflection(
         (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
     )
-    # Nobody may connect before owner and mode are right.
-    old_mask = os.umask(0o177)
     try:
-        server.add_insecure_port(f"unix:{path}")
+        server.add_insecure_port(f"unix:{inner}")
         await server.start()
     except RuntimeError as error:
+        raise Conflict(f"cannot listen: {error}", object=str(inner)) from error
+    await front.listen_on_socket(_bound_socket(config, path))
+    if config.access.listen:
+        await front.listen_on_tcp()
+        log.info("serving TLS", listen=config.access.listen, port=front.tcp_port)
+    return server, health, front
+
+
+def _bound_socket(config: Config, path: Path) -> socket.socket:
+    """Return a socket at a path, with its owner and mode set before anybody may connect."""
+    bound = socket.socket(socket.AF_UNIX)
+    old_mask = os.umask(0o177)
+    try:
+        bound.bind(str(path))
+    except OSError as error:
+        bound.close()
         raise Conflict(f"cannot listen: {error}", object=str(path)) from error
     finally:
         os.umask(old_mask)
@@ -284,7 +305,7 @@ async def _listen(config: Config, service: TurnkeepService) -> tuple[grpc.aio.Se
         except KeyError as error:
             raise InvalidRequest(f"there is no group {config.socket_group}", object="socket_group") from error
     os.chmod(path, config.socket_mode)
-    return server, health
+    return bound
 
 
 def _socket_path(config: Config) -> Path:

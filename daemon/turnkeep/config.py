@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -105,6 +106,43 @@ class TrackerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """What each harness may take up; 0 is no limit."""
+
+    calls_per_s: float = 0.0
+    calls_in_flight: int = 0
+    sandboxes: int = 0
+    """Attached at a time."""
+    captures: int = 0
+    """In flight at a time, of all its sandboxes."""
+    stored_bytes: int = 0
+    """Added to the store by its sandboxes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessSettings:
+    """Who may call, and how: docs/safety.md.
+
+    Names are "user:NAME", "uid:N", "group:NAME", "gid:N" for the unix socket, and
+    "cert:NAME" for a name in a client's certificate.
+    """
+
+    operators: tuple[str, ...] = ()
+    """May do everything. Root is one."""
+    harnesses: tuple[str, ...] = ()
+    """May do what concerns the containers whose label `turnkeep.harness` names them."""
+    viewers: tuple[str, ...] = ()
+    """May look at what there is."""
+    listen: str = ""
+    """HOST:PORT for TLS 1.3. Empty: no TCP."""
+    certificate: str = ""
+    key: str = ""
+    client_authority: str = ""
+    """PEM files: the daemon's certificate (chain) and key, and who signs clients' certificates."""
+    quota: Quota = field(default_factory=Quota)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything that can be set. Passed in, never looked up."""
 
@@ -124,6 +162,7 @@ class Config:
     process: ProcessSettings = field(default_factory=ProcessSettings)
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
+    access: AccessSettings = field(default_factory=AccessSettings)
 
     @property
     def state_path(self) -> Path:
@@ -175,13 +214,15 @@ def _refuse_unknown(cls: type[Any], values: Mapping[str, Any], source: str, pref
         "process": ProcessSettings,
         "tracker": TrackerSettings,
         "retention": RetentionPolicy,
+        "access": AccessSettings,
+        "quota": Quota,
     }
     for key, value in values.items():
         if key not in known:
             hint = f"known keys here: {', '.join(sorted(known))}"
             raise InvalidRequest(f"unknown configuration key {prefix}{key}", object=source, hint=hint)
-        if key in nested and isinstance(value, dict) and not prefix:
-            _refuse_unknown(nested[key], value, source, f"{key}.")
+        if key in nested and isinstance(value, dict):
+            _refuse_unknown(nested[key], value, source, f"{prefix}{key}.")
 
 
 def _check(config: Config, source: str) -> None:
@@ -189,7 +230,7 @@ def _check(config: Config, source: str) -> None:
         raise InvalidRequest(
             f"address {config.address!r} is not a unix socket",
             object=source,
-            hint="use unix:///path; TCP is not offered by this version",
+            hint="use unix:///path; for TCP see access.listen",
         )
     if not os.path.isabs(config.state_dir):
         raise InvalidRequest(f"state_dir {config.state_dir!r} is not an absolute path", object=source)
@@ -209,8 +250,28 @@ def _check(config: Config, source: str) -> None:
     if config.tracker.paths < 1:
         raise InvalidRequest("tracker.paths has to be 1 or more", object=source)
     check_policy(config.retention, source)
+    _check_access(config.access, source)
     if not 1 <= config.compression_level <= 19:
         raise InvalidRequest("compression_level goes from 1 to 19", object=source)
+
+
+def _check_access(access: AccessSettings, source: str) -> None:
+    for name in (*access.operators, *access.harnesses, *access.viewers):
+        kind, _, rest = name.partition(":")
+        if kind not in ("user", "uid", "group", "gid", "cert") or not rest:
+            raise InvalidRequest(
+                f"{name!r} in the access lists is no name of a caller",
+                object=source,
+                hint="use user:NAME, uid:N, group:NAME, gid:N or cert:NAME",
+            )
+    for item in dataclasses.fields(Quota):
+        if not (math.isfinite(value := getattr(access.quota, item.name)) and value >= 0):
+            raise InvalidRequest(f"access.quota.{item.name} must not be negative", object=source)
+    files = (access.certificate, access.key, access.client_authority)
+    if access.listen and not (all(files) and re.fullmatch(r"\S+:\d{1,5}", access.listen)):
+        raise InvalidRequest(
+            "access.listen is HOST:PORT and needs certificate, key and client_authority", object=source
+        )
 
 
 def check_policy(policy: RetentionPolicy, source: str) -> None:

@@ -25,6 +25,7 @@ class ExitCode(enum.IntEnum):
     DAMAGED = 8
     UNSUPPORTED = 9
     MISMATCH = 10
+    NOT_ALLOWED = 11
 
 
 class TurnkeepError(Exception):
@@ -77,6 +78,20 @@ class CheckpointNotFound(TurnkeepError):
 
     reason = "CHECKPOINT_NOT_FOUND"
     exit_code = ExitCode.NOT_FOUND
+
+
+class NotAuthenticated(TurnkeepError):
+    """The daemon does not know who calls."""
+
+    reason = "NOT_AUTHENTICATED"
+    exit_code = ExitCode.NOT_ALLOWED
+
+
+class NotAllowed(TurnkeepError):
+    """The caller's role does not have this call."""
+
+    reason = "NOT_ALLOWED"
+    exit_code = ExitCode.NOT_ALLOWED
 
 
 class Conflict(TurnkeepError):

@@ -329,6 +329,8 @@ class SandboxRecord(_Json):
     head_checkpoint_id: CheckpointId | None = None
     mounts: tuple[Mount, ...] = ()
     note: str = ""
+    owner: str = ""
+    """The harness that its container's label names, if one does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

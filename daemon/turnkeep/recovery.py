@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 from turnkeep_store.errors import SnapshotNotFound, StoreError
+from turnkeep_store.points import reached
 from turnkeep_store.snapshot import Snapshot
 
 from turnkeep.checkpoints import KIND, STATE_KIND, checkpoint_of
@@ -38,6 +39,7 @@ from turnkeep.model import (
     TurnNumber,
     TurnState,
 )
+from turnkeep.points import Point
 from turnkeep.runtime.cgroup import find_cgroup
 
 log = structlog.get_logger()
@@ -48,6 +50,7 @@ async def recover(deps: Deps) -> tuple[Registry, list[str]]:
     done: list[str] = []
     registry = Registry(deps)
     agree_with_store(deps, done)
+    reached(Point.RECOVERY_AGREED)
     for record in deps.journal.sandboxes():
         head = deps.journal.checkpoint(record.head_checkpoint_id) if record.head_checkpoint_id else None
         registry.sandboxes[record.id] = SandboxCoordinator(record, deps, head_baseline(head))
@@ -55,10 +58,13 @@ async def recover(deps: Deps) -> tuple[Registry, list[str]]:
     for sandbox in registry.sandboxes.values():
         if sandbox.record.attached and sandbox.record.id not in held:
             await _thaw(sandbox, done)
+    reached(Point.RECOVERY_THAWED)
     for intent in deps.journal.intents():
         await _settle_intent(registry, intent, done)
+    reached(Point.RECOVERY_INTENTS)
     for sandbox in registry.sandboxes.values():
         await _settle_turns(sandbox, done)
+    reached(Point.RECOVERY_TURNS)
     return registry, done
 
 
@@ -308,6 +314,7 @@ async def _finish_restore(sandbox: SandboxCoordinator, intent: Intent) -> None:
             await live_again(sandbox, container, checkpoint)
         else:
             await cold_again(sandbox, checkpoint, inspected)
+        reached(Point.RECOVERY_RESTORED)
         await finish(sandbox, checkpoint, intent, int(intent.details["head_turn"]))
 
 

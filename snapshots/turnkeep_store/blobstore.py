@@ -17,6 +17,7 @@ from turnkeep_store.ids import BlobId
 from turnkeep_store.index import Index, Location
 from turnkeep_store.lease import Lease, Leases
 from turnkeep_store.pack import Located, PackWriter, is_pack_name, read_blob, read_contents, scan
+from turnkeep_store.points import StorePoint, reached
 
 _ATTEMPTS = 4
 
@@ -143,8 +144,10 @@ class BlobStore:
             # Before the pack can be seen: a prune must never meet it unleased.
             lease.packs.add(name)
         pack.publish(name)
+        reached(StorePoint.PACK_PUBLISHED)
         try:
             self.index.add(name, size, pack.contents)
+            reached(StorePoint.PACK_INDEXED)
         except StoreError:
             # The writer has failed and nothing refers to the pack: give the room back.
             with self.leases.guard, contextlib.suppress(StoreError):

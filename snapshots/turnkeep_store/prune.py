@@ -26,6 +26,7 @@ from turnkeep_store.ids import SnapshotId
 from turnkeep_store.lease import Lease
 from turnkeep_store.mark import mark
 from turnkeep_store.pack import PackWriter, read_contents, read_stored
+from turnkeep_store.points import StorePoint, reached
 from turnkeep_store.repository import Repository
 
 MAX_UNUSED_FRACTION = 0.25
@@ -152,9 +153,12 @@ class _Prune:
             # From here on no lookup finds these copies and no rebuild brings them back.
             doomed.update(names)
             self._blobs.index.drop(names)
+        if names:
+            reached(StorePoint.PACKS_DROPPED)
         try:
             if names:
                 self._blobs.backend.delete(Area.PACKS, names)
+                reached(StorePoint.PACKS_DELETED)
         finally:
             with self._blobs.leases.guard:
                 doomed.difference_update(names)

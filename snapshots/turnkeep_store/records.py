@@ -11,6 +11,7 @@ from turnkeep_store.backend import Area, Backend, save
 from turnkeep_store.errors import AmbiguousId, Damaged, SnapshotNotFound, StoreError
 from turnkeep_store.ids import SnapshotId, TreeId
 from turnkeep_store.lease import Lease, Leases
+from turnkeep_store.points import StorePoint, reached
 from turnkeep_store.snapshot import MAX_RECORD_BYTES, Snapshot, decode, identify, is_snapshot_name
 
 MIN_PREFIX = 4
@@ -41,6 +42,7 @@ class Records:
         """Make a record durable, then visible."""
         snapshot = decode(identify(record), record)
         save(self._backend, Area.SNAPSHOTS, snapshot.id, record)
+        reached(StorePoint.RECORD_SAVED)
         with self._guard:
             if not lease.active:
                 # What it refers to may have been swept a moment ago.

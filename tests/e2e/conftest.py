@@ -88,10 +88,10 @@ def make(engine: docker.DockerClient, later: Callable[..., object]) -> Iterator[
     yield start
     if boxes:
         # It takes the engine half a second, for which no test has to wait.
-        later(_remove, engine, tuple(box.name for box in boxes))
+        later(remove_named, engine, tuple(box.name for box in boxes))
 
 
-def _remove(engine: docker.DockerClient, names: tuple[str, ...]) -> None:
+def remove_named(engine: docker.DockerClient, names: tuple[str, ...]) -> None:
     """Remove the containers and volumes whose names begin so."""
     for container in engine.containers.list(all=True, ignore_removed=True):
         if (container.name or "").startswith(names):

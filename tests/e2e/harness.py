@@ -94,6 +94,11 @@ class Daemon:
 
     def start(self) -> None:
         """Start it and wait until it serves."""
+        self.begin()
+        wait_until(self._answers, "the daemon serves", lambda: self.log.read_text()[-3000:])
+
+    def begin(self) -> None:
+        """Start it."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [TURNKEEP, "serve", "--log-format", "json"],
@@ -102,7 +107,11 @@ class Daemon:
                 stdout=log,
                 stderr=log,
             )
-        wait_until(self._answers, "the daemon serves", lambda: self.log.read_text()[-3000:])
+
+    def wait(self) -> int:
+        """Wait for its end; return its exit code, or minus the signal that ended it."""
+        assert self.process is not None
+        return self.process.wait(LIMIT_S)
 
     def _answers(self) -> bool:
         assert self.process is not None

@@ -14,6 +14,7 @@ from turnkeep_store.blobcache import CachingSink
 from turnkeep_store.diff import Delta, diff
 from turnkeep_store.ids import TreeId
 from turnkeep_store.lease import Lease
+from turnkeep_store.points import reached
 from turnkeep_store.repository import Repository
 from turnkeep_store.snapshot import Snapshot
 from turnkeep_store.writer import BlobWriter, HashOnlySink
@@ -33,6 +34,7 @@ from turnkeep.config import Classify, Limits
 from turnkeep.errors import CaptureFailed
 from turnkeep.model import Decision, Fidelity, ProcessImage, TurnClass, TurnNumber
 from turnkeep.paths import display
+from turnkeep.points import Point
 from turnkeep.process.dumping import Dump
 from turnkeep.process.engine import Processes
 from turnkeep.process.quiet import Verdict
@@ -188,7 +190,9 @@ class Checkpointer:
                     inspection.view.frozen(self._limits.freeze_budget_s) as freeze,
                 ):
                     inspection.ahead.frozen = True
+                    reached(Point.CAPTURE_FROZEN)
                     capture = self._capture_frozen(inspection, baseline, waiting)
+                    reached(Point.CAPTURE_READ)
                     if capture.dump is not None and capture.dump.passing:
                         self._refuse_passing(capture, attempt)
                     if freeze is not None:
@@ -221,7 +225,9 @@ class Checkpointer:
                 kept_too, repository, capture.readings, baseline, inspection.view, keep=repository.remember
             )
             kept = commit_images(writer, tree.tree, capture.dump, capture.reused, baseline.prints, turn)
+            reached(Point.COMMIT_ARCHIVED)
             writer.flush()
+            reached(Point.COMMIT_FLUSHED)
             changed_files, changed_bytes = self._count(capture, baseline, tree.tree)
             stored = writer.stats.stored_bytes
             snapshot = repository.commit(
@@ -265,6 +271,7 @@ class Checkpointer:
             inspection.drop_dump()
             dump = inspection.dump = self._processes.dump(view, pids.__contains__, waiting)
             dump.reason = verdict.why
+            reached(Point.CAPTURE_DUMPED)
             # CRIU has them run a little of its own code.
             processes = sample(view.pids(), view.usage_ns)
         return Capture(inspection, readings, processes, stateful, captured_at_ns, 0, dump, reused)

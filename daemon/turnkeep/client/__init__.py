@@ -7,6 +7,7 @@ and how answers are read, `link` and `aio_link` carry calls out and repeat them,
 
 from __future__ import annotations
 
+from turnkeep.client.session import Tls
 from turnkeep.client.sync import Client, Sandbox, Turn, connect
 from turnkeep.client.values import (
     Change,
@@ -42,6 +43,7 @@ __all__ = [
     "Sandbox",
     "SandboxInfo",
     "StoredState",
+    "Tls",
     "TrackerFigures",
     "Turn",
     "TurnInfo",

@@ -10,7 +10,7 @@ from turnkeep.client import aio_shell, calls, handles, values
 from turnkeep.client.aio_link import AsyncLink
 from turnkeep.client.aio_shell import AsyncShell
 from turnkeep.client.calls import Ref, RestoreMode, Verify
-from turnkeep.client.session import DEFAULT_RETRY_S, OnError, open_session
+from turnkeep.client.session import DEFAULT_RETRY_S, OnError, Tls, open_session
 from turnkeep.client.shell_run import DEFAULT_MAX_OUTPUT_BYTES
 from turnkeep.errors import TurnkeepError
 from turnkeep.model import Finding, RetentionPolicy, TurnMetadata, TurnState
@@ -24,12 +24,15 @@ def connect(
     on_error: OnError = "raise",
     retry_s: float = DEFAULT_RETRY_S,
     session: str | None = None,
+    tls: Tls | None = None,
 ) -> AsyncClient:
     """Return a client of the daemon: `turnkeep.connect` for asyncio.
 
     It belongs to the event loop of its first call.
     """
-    return AsyncClient(AsyncLink(open_session(address, on_error=on_error, retry_s=retry_s, session=session)))
+    return AsyncClient(
+        AsyncLink(open_session(address, on_error=on_error, retry_s=retry_s, session=session, tls=tls))
+    )
 
 
 class AsyncClient:

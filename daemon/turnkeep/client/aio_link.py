@@ -12,7 +12,7 @@ import grpc
 from turnkeep.api.v1 import turnkeep_pb2_grpc
 from turnkeep.client import faults, handles
 from turnkeep.client.calls import Call, Stream, Upload
-from turnkeep.client.session import CHANNEL_OPTIONS, Session
+from turnkeep.client.session import CHANNEL_OPTIONS, TLS_SCHEME, Session
 from turnkeep.client.values import Progress
 
 T = TypeVar("T")
@@ -98,6 +98,14 @@ class AsyncLink:
         self.session.ensure_open()
         if self._channel is None:
             # Only now: a channel binds to the event loop that runs when it is made.
-            self._channel = grpc.aio.insecure_channel(self.session.address, options=CHANNEL_OPTIONS)
+            session = self.session
+            if session.tls is None:
+                self._channel = grpc.aio.insecure_channel(session.address, options=CHANNEL_OPTIONS)
+            else:
+                self._channel = grpc.aio.secure_channel(
+                    session.address.removeprefix(TLS_SCHEME),
+                    session.tls.credentials(),
+                    options=CHANNEL_OPTIONS,
+                )
             self._stub = turnkeep_pb2_grpc.TurnkeepStub(self._channel)
         return getattr(self._stub, name)

@@ -70,6 +70,10 @@ def _sent_by_daemon(call: grpc.Call) -> TurnkeepError | None:
 
 
 def _unreachable(address: str, text: str) -> Fault:
+    if not address.startswith("unix:"):
+        hint = "is it up, and are the certificates right? docs/safety.md"
+        error = DaemonUnavailable(f"no connection to the Turnkeep daemon: {text}", object=address, hint=hint)
+        return Fault(error, passing=True)
     path = socket_path(address)
     if not os.path.exists(path) and os.access(os.path.dirname(path) or ".", os.X_OK):
         error = DaemonUnavailable("no Turnkeep daemon listens there", object=address, hint=START_HINT)

@@ -12,7 +12,7 @@ import grpc
 from turnkeep.api.v1 import turnkeep_pb2_grpc
 from turnkeep.client import faults, handles
 from turnkeep.client.calls import Call, Stream, Upload
-from turnkeep.client.session import CHANNEL_OPTIONS, Session
+from turnkeep.client.session import CHANNEL_OPTIONS, TLS_SCHEME, Session
 from turnkeep.client.values import Progress
 
 T = TypeVar("T")
@@ -26,7 +26,11 @@ class Link:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._channel = grpc.insecure_channel(session.address, options=CHANNEL_OPTIONS)
+        if session.tls is None:
+            self._channel = grpc.insecure_channel(session.address, options=CHANNEL_OPTIONS)
+        else:
+            target = session.address.removeprefix(TLS_SCHEME)
+            self._channel = grpc.secure_channel(target, session.tls.credentials(), options=CHANNEL_OPTIONS)
         self._stub = turnkeep_pb2_grpc.TurnkeepStub(self._channel)
 
     def close(self) -> None:

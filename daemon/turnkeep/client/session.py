@@ -7,7 +7,10 @@ import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, TypeAlias
+
+import grpc
 
 from turnkeep.client.faults import Fault, socket_path
 from turnkeep.config import DEFAULT_ADDRESS
@@ -24,6 +27,7 @@ from turnkeep.errors import (
 OnError: TypeAlias = Literal["raise", "ignore"]
 
 DEFAULT_RETRY_S = 5.0
+TLS_SCHEME = "tls://"
 
 _LONGEST_SOCKET_PATH = 107
 _MESSAGE_BYTES = 80 * 1024 * 1024
@@ -50,6 +54,27 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """PEM files for a `tls://` address: who signed the daemon's certificate, and the client's own."""
+
+    authority: str
+    certificate: str
+    key: str
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Read the files.
+
+        Raises:
+            InvalidRequest: one cannot be read.
+        """
+        try:
+            contents = [Path(path).read_bytes() for path in (self.authority, self.key, self.certificate)]
+        except OSError as error:
+            raise InvalidRequest(f"a certificate cannot be read: {error}", object="TLS") from error
+        return grpc.ssl_channel_credentials(*contents)
+
+
 @dataclass(slots=True, kw_only=True)
 class Session:
     """The state of one connection. `token` names the harness's run to the daemon."""
@@ -58,6 +83,7 @@ class Session:
     token: str
     retry_s: float
     on_error: OnError
+    tls: Tls | None = None
     closed: bool = False
     _down: bool = field(default=False, repr=False)
 
@@ -116,29 +142,43 @@ def open_session(
     on_error: OnError = "raise",
     retry_s: float = DEFAULT_RETRY_S,
     session: str | None = None,
+    tls: Tls | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Session:
     """Settle the address (argument, TURNKEEP_ADDRESS, default) and draw the session token.
 
     Raises:
-        InvalidRequest: the address is not that of a unix socket, or another argument is wrong.
+        InvalidRequest: the address is neither of a unix socket nor of TLS, or another argument is wrong.
     """
     if on_error not in ("raise", "ignore"):
         raise InvalidRequest(f"on_error cannot be {on_error!r}", hint='"raise" or "ignore"')
+    address = address or environment.get("TURNKEEP_ADDRESS") or DEFAULT_ADDRESS
+    is_tls = address.startswith(TLS_SCHEME)
     return Session(
-        address=_unix_address(address or environment.get("TURNKEEP_ADDRESS") or DEFAULT_ADDRESS),
+        address=address if is_tls else _unix_address(address),
+        tls=(tls or _tls_files(environment)) if is_tls else None,
         token=session or str(uuid.uuid4()),
         retry_s=retry_s,
         on_error=on_error,
     )
 
 
+def _tls_files(environment: Mapping[str, str]) -> Tls:
+    names = {name: f"TURNKEEP_TLS_{name.upper()}" for name in ("authority", "certificate", "key")}
+    missing = [name for name in names.values() if not environment.get(name)]
+    if missing:
+        raise InvalidRequest(
+            f"a tls:// address needs {', '.join(missing)}", hint="PEM files: docs/safety.md says how"
+        )
+    return Tls(**{name: environment[variable] for name, variable in names.items()})
+
+
 def _unix_address(address: str) -> str:
     if address.startswith("/"):
         address = f"unix://{address}"
     if not address.startswith("unix:"):
-        hint = "use unix:///path; TCP is not offered by this version"
-        raise InvalidRequest("the address is not a unix socket", object=address, hint=hint)
+        hint = "use unix:///path, or tls://HOST:PORT"
+        raise InvalidRequest("the address is neither a unix socket nor TLS", object=address, hint=hint)
     if len(os.fsencode(socket_path(address))) > _LONGEST_SOCKET_PATH:
         hint = f"Linux allows {_LONGEST_SOCKET_PATH} bytes"
         raise InvalidRequest("the socket's path is too long", object=address, hint=hint)

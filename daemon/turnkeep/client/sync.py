@@ -9,7 +9,7 @@ from typing import Self
 from turnkeep.client import calls, handles, shell, values
 from turnkeep.client.calls import Ref, RestoreMode, Verify
 from turnkeep.client.link import Link
-from turnkeep.client.session import DEFAULT_RETRY_S, OnError, open_session
+from turnkeep.client.session import DEFAULT_RETRY_S, OnError, Tls, open_session
 from turnkeep.client.shell import Shell
 from turnkeep.client.shell_run import DEFAULT_MAX_OUTPUT_BYTES
 from turnkeep.errors import TurnkeepError
@@ -24,8 +24,12 @@ def connect(
     on_error: OnError = "raise",
     retry_s: float = DEFAULT_RETRY_S,
     session: str | None = None,
+    tls: Tls | None = None,
 ) -> Client:
     """Return a client of the daemon at `address`, TURNKEEP_ADDRESS or the default socket.
+
+    An address `tls://HOST:PORT` needs certificates: `tls`, or the files that
+    TURNKEEP_TLS_AUTHORITY, TURNKEEP_TLS_CERTIFICATE and TURNKEEP_TLS_KEY name.
 
     Nothing is sent yet: a daemon that is absent shows at the first call. Calls
     that found no daemon are repeated for `retry_s` seconds, so that a restart
@@ -39,7 +43,7 @@ def connect(
     A client must not be used on both sides of a fork: gRPC does not survive it.
     Connect in the child.
     """
-    return Client(Link(open_session(address, on_error=on_error, retry_s=retry_s, session=session)))
+    return Client(Link(open_session(address, on_error=on_error, retry_s=retry_s, session=session, tls=tls)))
 
 
 class Client:

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from turnkeep_store.errors import StoreError, StoreFull
 from turnkeep_store.ids import TreeId
+from turnkeep_store.points import reached
 
 from turnkeep.checkpointer.capture import Capture, Inspection
 from turnkeep.checkpointer.states import Audit
@@ -39,6 +40,7 @@ from turnkeep.model import (
     TurnState,
     TurnTimings,
 )
+from turnkeep.points import Point
 from turnkeep.runtime.container import Container
 
 log = structlog.get_logger()
@@ -83,17 +85,20 @@ class Captures(SandboxState):
         container = await self.open()
         await self._wait_for_execs(container)
         inspection = await run(capture_pool, self.deps.checkpointer.inspect, container, self.baseline)
+        reached(Point.TURN_INSPECTED)
         woken = await run(capture_pool, self.deps.checkpointer.settle_woken, inspection, self.baseline)
         decision = woken or inspection.decision
         timings = replace(turn.timings, inspect_ns=time.monotonic_ns() - ended_ns)
         self._advance(turn, state=TurnState.CLASSIFIED, decision=decision, timings=timings)
         if decision.turn_class is TurnClass.STATELESS:
             await run(capture_pool, self.deps.checkpointer.settle, inspection, self.baseline)
+            reached(Point.TURN_SETTLED)
             await self._classified(turn, decision)
             head = self.record.head_checkpoint_id
             await self.update(
                 "skipped", decision.reason, turn=turn, state=TurnState.SKIPPED, checkpoint_id=head
             )
+            reached(Point.TURN_SKIPPED)
             return
         with self._undoing(inspection):
             await self._keep_changed(turn, container, inspection, timings, ended_ns, open_gate)
@@ -127,6 +132,7 @@ class Captures(SandboxState):
         await open_gate()
         await self._classified(turn, decision)
         await self.update("captured", decision.reason, turn=turn)
+        reached(Point.CAPTURE_RECORDED)
         await self._vet(capture)
         draft = self._draft(container, capture, Origin.TURN, decision, turn=turn.number)
         checkpoint = await self.commit(capture, draft)
@@ -156,6 +162,7 @@ class Captures(SandboxState):
     async def _classified(self, turn: Turn, decision: Decision) -> None:
         details = {"class": decision.turn_class.value, "reason": decision.reason}
         await self.record_event("classified", decision.reason, turn=turn, details=details)
+        reached(Point.TURN_CLASSIFIED)
 
     def _advance(self, turn: Turn, **changes: Any) -> None:
         """Move an active turn on in memory; waiters are told with the next notification."""
@@ -176,7 +183,11 @@ class Captures(SandboxState):
             log.error("failure not recorded", sandbox=self.record.name, turn=number, cause=str(unrecorded))
 
     async def _capture(self, inspection: Inspection) -> Capture:
-        return await run(self.deps.pools.capture, self.deps.checkpointer.capture, inspection, self.baseline)
+        capture = await run(
+            self.deps.pools.capture, self.deps.checkpointer.capture, inspection, self.baseline
+        )
+        reached(Point.CAPTURE_THAWED)
+        return capture
 
     async def take(
         self,
@@ -247,6 +258,7 @@ class Captures(SandboxState):
             self.baseline,
             metadata_of(draft, ancestors),
         )
+        reached(Point.COMMIT_STORED)
         checkpoint = checkpoint_of(committed.snapshot)
         assert checkpoint is not None
         self.baseline = committed.baseline
@@ -280,6 +292,7 @@ class Captures(SandboxState):
             changes=(put_checkpoint(checkpoint), *changes),
             **fields,
         )
+        reached(Point.COMMIT_RECORDED)
         await run(self.deps.pools.commit, self.baseline.fold)
 
     def _draft(

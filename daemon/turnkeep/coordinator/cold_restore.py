@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from turnkeep_store.points import reached
+
 from turnkeep.checkpointer.view import Baseline
 from turnkeep.coordinator.creation import START_FREEZE_S, Replacement
 from turnkeep.coordinator.deps import Deps, run
 from turnkeep.coordinator.loading import leave_whole, let_go, load
 from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.model import Checkpoint
+from turnkeep.points import Point
 from turnkeep.restorer.cold import fill_on_disk, start_and_fill, wait_until_unmounted
 from turnkeep.restorer.plan import Progress, Restored, no_progress
 from turnkeep.restorer.processes import Ready, bring_back, compare_whole
@@ -96,12 +99,14 @@ def _restart(
     progress("stop", 0, 0)
     deps.engine.stop(container_id)
     wait_until_unmounted(places.rootfs.host_path)
+    reached(Point.RESTORE_STOPPED)
     if replacement is not None:
         replacement.make()
         container_id = replacement.new_id
         places = places_on_disk(deps.engine.inspect(container_id), checkpoint.mounts)
     try:
         written = fill_on_disk(deps.repository, checkpoint, places.covered, progress)
+        reached(Point.RESTORE_FILLED)
         stopped = open_container(deps.engine, deps.freezer, container_id, places)
         try:
             present = deps.checkpointer.states.current_state(stopped, None)
@@ -110,6 +115,7 @@ def _restart(
 
         def start() -> Container:
             start_with(ready, deps.processes, container_id, lambda: deps.engine.start(container_id))
+            reached(Point.RESTORE_STARTED)
             return open_container(deps.engine, deps.freezer, container_id)
 
         def and_then(container: Container) -> list[str]:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from turnkeep_store.points import reached
+
 from turnkeep.coordinator import creation
 from turnkeep.coordinator import restore as restoring
 from turnkeep.coordinator.deps import run
@@ -16,9 +18,11 @@ from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.errors import InvalidRequest
 from turnkeep.journal import Delete, Intent, put_intent
 from turnkeep.model import Checkpoint, ContainerState, Origin, SandboxId, SandboxRecord, TurnNumber
+from turnkeep.points import Point
 from turnkeep.restorer.identity import OWN_IDENTITY
 from turnkeep.restorer.plan import Progress, Restored
 from turnkeep.restorer.processes import Ready
+from turnkeep.runtime.engine import owner_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ class Copies:
             )
             try:
                 await host.record_event("restoring", f"into {new_name}", changes=(put_intent(intent),))
+                reached(Point.NEW_INTENDED)
                 restored, baseline, container = await run(
                     self._deps.pools.long, creation.restore_new, host, checkpoint, intent, ready, progress
                 )
@@ -106,8 +111,9 @@ class Copies:
             host.record = replace(
                 host.record, name=new_name, container_id=container.id, attached=True, mounts=container.mounts
             )
-            self._registry.sandboxes[host.record.id] = host
+            self._registry.add(host)
             await restoring.finish(host, checkpoint, intent, head_turn)
+            reached(Point.NEW_RECORDED)
         return restored
 
     async def fork(
@@ -127,12 +133,14 @@ class Copies:
         if checkpoint is None:
             checkpoint = await self._present(self._registry.attached(name))
         creation.check_new(checkpoint, original_exists=True)
+        self._registry.check_room(sandboxes=count or len(names) or 1)
         chosen = creation.fork_names(self._deps.engine, sandbox.record.name, count, names)
         made: list[SandboxCoordinator] = []
         try:
             for new_name in chosen:
                 progress("fork", len(made), len(chosen))
                 made.append(await self._fork_once(checkpoint, new_name, progress))
+                reached(Point.FORK_ONE_MADE)
         except BaseException:
             for each in made:
                 await self._unmake(each)
@@ -161,7 +169,7 @@ class Copies:
 
     async def _unmake(self, sandbox: SandboxCoordinator) -> None:
         """Remove a copy whose siblings could not be made."""
-        self._registry.sandboxes.pop(sandbox.record.id, None)
+        self._registry.remove(sandbox.record.id)
         await run(
             self._deps.pools.engine, creation.remove_new, self._deps.engine, sandbox.record.container_id
         )
@@ -180,4 +188,5 @@ def _blank(checkpoint: Checkpoint, name: str) -> SandboxRecord:
         attached=True,
         attached_at_ns=time.time_ns(),
         head_checkpoint_id=checkpoint.id,
+        owner=owner_of((checkpoint.container.get("Config") or {}).get("Labels")),
     )

@@ -6,11 +6,14 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from turnkeep_store.points import reached
+
 from turnkeep.checkpointer.view import Baseline
 from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.errors import Conflict, ContainerNotFound, InvalidRequest, Unsupported
 from turnkeep.journal import Intent
 from turnkeep.model import Checkpoint, Fidelity, MountKind
+from turnkeep.points import Point
 from turnkeep.restorer.cold import fill_on_disk, new_container_config, start_and_fill
 from turnkeep.restorer.plan import Progress, Restored
 from turnkeep.restorer.processes import Ready, bring_back
@@ -221,10 +224,12 @@ def restore_new(
     container_id, volumes = make_container(
         sandbox, checkpoint, intent.details["name"], intent.id, whole=ready.whole is not None
     )
+    reached(Point.NEW_CREATED)
     try:
         inspected = deps.engine.inspect(container_id)
         places = places_on_disk(inspected, checkpoint.mounts)
         written = fill_on_disk(deps.repository, checkpoint, places.covered, progress)
+        reached(Point.NEW_FILLED)
         unstarted = open_container(deps.engine, deps.freezer, container_id, places)
         try:
             present = deps.checkpointer.states.current_state(unstarted, None)

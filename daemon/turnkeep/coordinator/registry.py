@@ -11,6 +11,7 @@ from dataclasses import replace
 import structlog
 from turnkeep_store.errors import SnapshotNotFound
 from turnkeep_store.ids import SnapshotId
+from turnkeep_store.points import reached
 
 from turnkeep.coordinator import restore as restoring
 from turnkeep.coordinator.captures import describe
@@ -41,9 +42,10 @@ from turnkeep.model import (
     Turn,
     TurnState,
 )
+from turnkeep.points import Point
 from turnkeep.restorer.plan import Progress
 from turnkeep.runtime.container import open_container
-from turnkeep.runtime.engine import ENABLE_LABEL, ContainerEvent, state_of
+from turnkeep.runtime.engine import ENABLE_LABEL, ContainerEvent, owner_of, state_of
 
 log = structlog.get_logger()
 
@@ -58,6 +60,21 @@ class Registry:
         self.sandboxes: dict[SandboxId, SandboxCoordinator] = {}
         self._attaching = asyncio.Lock()
         self._deleting = asyncio.Lock()
+
+    def sees(self, sandbox_id: SandboxId | None) -> bool:
+        """Whether what concerns a sandbox, or none, is for whom this registry is for."""
+        return True
+
+    def add(self, sandbox: SandboxCoordinator) -> None:
+        """Take in a sandbox."""
+        self.sandboxes[sandbox.record.id] = sandbox
+
+    def remove(self, sandbox_id: SandboxId) -> None:
+        """Forget a sandbox."""
+        self.sandboxes.pop(sandbox_id, None)
+
+    def check_room(self, *, sandboxes: int = 0) -> None:
+        """See that a quota, if there is one, has room. Raises ResourceExhausted."""
 
     # -- finding -----------------------------------------------------------
 
@@ -122,7 +139,7 @@ class Registry:
             raise InvalidRequest("neither a checkpoint nor a turn was named")
         journal = self.deps.journal
         known = journal.checkpoint(CheckpointId(checkpoint))
-        if known is not None:
+        if known is not None and self.sees(known.sandbox_id):
             return known, None
         if sandbox:
             owner_id = self.find(sandbox).record.id
@@ -130,16 +147,18 @@ class Registry:
             if named:
                 return named[-1], None
         ids = journal.checkpoint_ids(checkpoint.lower()) if len(checkpoint) >= _MIN_PREFIX else []
-        if len(ids) > 1:
-            raise InvalidRequest(f"{len(ids)} checkpoints begin with {checkpoint}", hint="give more digits")
-        found_one = journal.checkpoint(ids[0]) if ids else None
-        if found_one is None:
+        begin_so = [each for each in map(journal.checkpoint, ids) if each and self.sees(each.sandbox_id)]
+        if len(begin_so) > 1:
+            raise InvalidRequest(
+                f"{len(begin_so)} checkpoints begin with {checkpoint}", hint="give more digits"
+            )
+        if not begin_so:
             raise CheckpointNotFound(
                 "no such checkpoint",
                 object=f"checkpoint {checkpoint}",
                 hint="turnkeep checkpoint list lists them",
             )
-        return found_one, None
+        return begin_so[0], None
 
     def _of_turn(self, sandbox: SandboxCoordinator, turn: Turn) -> Checkpoint:
         if turn.checkpoint_id is None:
@@ -182,6 +201,7 @@ class Registry:
                 self.deps.pools.engine, open_container, self.deps.engine, self.deps.freezer, inspected["Id"]
             )
             await run(self.deps.pools.engine, self.deps.engine.pin_image, container.image_id)
+            reached(Point.ATTACH_PINNED)
             record = SandboxRecord(
                 id=known.record.id if known else SandboxId(secrets.token_hex(8)),
                 name=container.name,
@@ -192,6 +212,7 @@ class Registry:
                 attached=True,
                 attached_at_ns=time.time_ns(),
                 mounts=container.mounts,
+                owner=owner_of(inspected["Config"].get("Labels")),
             )
             if known is not None:
                 record = replace(
@@ -203,7 +224,8 @@ class Registry:
             await sandbox.record_event(
                 "attached", f"attached to {container.name}", changes=(put_sandbox(record),)
             )
-            self.sandboxes[record.id] = sandbox
+            reached(Point.ATTACH_RECORDED)
+            self.add(sandbox)
             self.deps.spawn(self._first_checkpoint(sandbox))
             # The gate has to be shut before the caller can begin a turn.
             await asyncio.sleep(0)
@@ -227,6 +249,7 @@ class Registry:
         await sandbox.abandon_open("the sandbox was detached")
         async with sandbox.holding():
             await sandbox.update("detached", "", record={"attached": False})
+            reached(Point.DETACH_RECORDED)
             sandbox.stop_following()
             if sandbox.container is not None:
                 sandbox.container.close()
@@ -362,6 +385,7 @@ class Registry:
                 ]
                 for snapshot_id in (checkpoint.id, *states):
                     await run(self.deps.pools.commit, self._forget, snapshot_id)
+                    reached(Point.DELETE_FORGOTTEN)
                 children = [
                     replace(each, parent_id=checkpoint.parent_id)
                     for each in self.deps.journal.checkpoints(checkpoint.sandbox_id)
@@ -373,6 +397,7 @@ class Registry:
                 await owner.record_event(
                     "checkpoint_deleted", checkpoint.id[:12], details=details, changes=changes
                 )
+                reached(Point.DELETE_RECORDED)
         return len(children)
 
     def _forget(self, snapshot_id: str) -> None:

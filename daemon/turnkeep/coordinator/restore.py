@@ -13,6 +13,8 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
 
+from turnkeep_store.points import reached
+
 from turnkeep.checkpointer.view import Baseline
 from turnkeep.coordinator.cold_restore import cold
 from turnkeep.coordinator.creation import Replacement
@@ -37,6 +39,7 @@ from turnkeep.model import (
     Turn,
     TurnNumber,
 )
+from turnkeep.points import Point
 from turnkeep.restorer.live import stop_strays
 from turnkeep.restorer.plan import Choice, Progress, Restored, choose
 from turnkeep.restorer.processes import Ready
@@ -155,14 +158,18 @@ class _Work:
             restored = None
             async with self._standing_still() as freeze:
                 await self._save()
+                reached(Point.RESTORE_SAVED)
                 await sandbox.record_event(
                     "restoring", self._choice.reason, changes=(put_intent(self.intent),)
                 )
+                reached(Point.RESTORE_INTENDED)
                 if self._choice.live:
                     # What they did since the safety checkpoint is nothing: they never run again.
                     self.stopped = await run(pools.capture, stop_strays, self._container, is_stateful)
+                    reached(Point.RESTORE_KILLED)
                     if not self.stopped:
                         restored = await self._live(exact=not wish.skip_safety)
+            reached(Point.RESTORE_THAWED)
             if restored is not None:
                 restored.freeze_ns = freeze.ns if freeze is not None else 0
                 return restored
@@ -309,6 +316,7 @@ async def finish(
         details={"checkpoint": checkpoint.id, "turn": head_turn},
         changes=(Delete("intent", intent.id), *answers),
     )
+    reached(Point.RESTORE_RECORDED)
 
 
 def _notes(wish: Wish) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from turnkeep_store.points import reached
+
 from turnkeep.coordinator.captures import Captures
 from turnkeep.coordinator.deps import run, to_its_end
 from turnkeep.errors import (
@@ -25,6 +27,7 @@ from turnkeep.model import (
     TurnState,
     TurnTimings,
 )
+from turnkeep.points import Point
 
 
 class SandboxCoordinator(Captures):
@@ -84,6 +87,7 @@ class SandboxCoordinator(Captures):
     async def _open_turn(self, turn: Turn) -> None:
         numbers = {"last_turn": turn.number, "head_turn": turn.number}
         await self.update("turn_begun", turn.label, turn=turn, record=numbers)
+        reached(Point.TURN_BEGUN)
         self._open = turn
         self._active[turn.number] = turn
 
@@ -148,7 +152,9 @@ class SandboxCoordinator(Captures):
 
     async def set_harness_state(self, number: TurnNumber, state: HarnessState) -> None:
         """Record, durably, where a turn's harness state lies."""
+        reached(Point.STATE_STORED)
         await self.update("harness_state", f"{state.size} bytes", turn=self.turn(number), harness_state=state)
+        reached(Point.STATE_RECORDED)
 
     async def _known(self, session: str, harness_turn_id: str) -> Turn | None:
         """Return the turn that this session began under this id."""
@@ -204,6 +210,7 @@ class SandboxCoordinator(Captures):
         turn = await self.update(
             kind, message or turn.label, turn=turn, state=state, ended_at_ns=time.time_ns(), **fields
         )
+        reached(Point.TURN_ENDED)
         self._open = None
         self._active[turn.number] = turn
         self._ended_ns[turn.number] = ended_ns

@@ -51,6 +51,11 @@ class SandboxState:
         self._unrecorded: dict[TurnNumber, Turn] = {}
 
     @property
+    def capturing(self) -> bool:
+        """Whether a turn is on its way to being durable."""
+        return any(turn is not self._open for turn in self._active.values())
+
+    @property
     def open_turn(self) -> Turn | None:
         """The turn that is open."""
         return self._open

@@ -124,10 +124,16 @@ def _packed(folder: Folder, names: list[str]) -> Iterator[bytes]:
 def _unpack(data: bytes, folder: Folder) -> None:
     unpacker = msgpack.Unpacker(max_buffer_size=len(data) + 1, use_list=False)
     unpacker.feed(data)
-    for name, content in unpacker:
-        if "/" in name or name in ("", ".", ".."):
-            raise Damaged(f"process images: {name!r} is no name of an image")
-        folder.write(name, content)
+    try:
+        images = list(unpacker)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise Damaged(f"process images do not decode: {error}") from error
+    for image in images:
+        match image:
+            case (str(name), bytes(content)) if "/" not in name and name not in ("", ".", ".."):
+                folder.write(name, content)
+            case _:
+                raise Damaged(f"process images: {str(image)[:80]} is no image with its name")
 
 
 def _cuts(folder: Folder, names: list[str]) -> dict[str, list[int]]:

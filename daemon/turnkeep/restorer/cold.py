@@ -10,6 +10,7 @@ from typing import Any
 from turnkeep_store.diff import diff
 from turnkeep_store.ids import Digest, TreeId
 from turnkeep_store.nodes import set_attributes_of
+from turnkeep_store.points import reached
 from turnkeep_store.repository import Repository
 from turnkeep_store.restorer import Source, Written
 from turnkeep_store.synchroniser import synchronise
@@ -21,6 +22,7 @@ from turnkeep.checkpointer.view import Baseline
 from turnkeep.errors import DigestMismatch, RestoreFailed
 from turnkeep.model import Checkpoint, MountKind
 from turnkeep.paths import display
+from turnkeep.points import Point
 from turnkeep.restorer.identity import Identity
 from turnkeep.restorer.live import rewrite
 from turnkeep.restorer.plan import SHOWN_PATHS, Progress, Restored
@@ -166,6 +168,7 @@ def start_and_fill(
     with quick_moves(), container.frozen(budget_s, hold=True) as freeze:
         identity = Identity(container) if is_copy else None
         filled = fill_running(repository, checkpoint, container, written, memory=not whole)
+        reached(Point.RESTORE_VOLATILE)
         progress("verify", 0, 0)
         state = checkpointer.states.current_state(container, None)
         processes = None if checkpoint.processes else sample(container.pids(), container.usage_ns)

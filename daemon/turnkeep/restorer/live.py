@@ -10,6 +10,7 @@ from turnkeep_store.chunks import read_extents
 from turnkeep_store.diff import Delta, diff
 from turnkeep_store.ids import TreeId
 from turnkeep_store.nodes import set_attributes_of, write_segments
+from turnkeep_store.points import reached
 from turnkeep_store.repository import Repository
 from turnkeep_store.restorer import Source, Written, apply_difference
 from turnkeep_store.tree import Entry
@@ -20,6 +21,7 @@ from turnkeep.checkpointer.view import Baseline
 from turnkeep.errors import RestoreFailed
 from turnkeep.model import Checkpoint
 from turnkeep.paths import display
+from turnkeep.points import Point
 from turnkeep.restorer.plan import Progress, Restored, check_digest
 from turnkeep.restorer.sockets import times_again
 from turnkeep.runtime.container import Container, kill_processes
@@ -119,12 +121,14 @@ def restore_live(
             written = work.bring(before.tree, want)
         except Exception as error:
             raise _undo(checkpointer, container, before, "writing failed", error) from error
+        reached(Point.RESTORE_WRITTEN)
         progress("verify", 0, 0)
         if full:
             after = checkpointer.states.current_state(container, None, before.source)
         else:
             after = checkpointer.states.after_writing(container, before, work.touched, want)
         check_digest(repository, checkpoint, after.digest.hex(), after.tree, after.source)
+        reached(Point.RESTORE_VERIFIED)
         if freeze is not None:
             freeze.check()
         processes = None if checkpoint.processes else sample(container.pids(), container.usage_ns)
@@ -134,6 +138,7 @@ def restore_live(
             try:
                 notes = and_then()
                 times_again(checkpointer, container, after)
+                reached(Point.RESTORE_PROCESSES)
             except Exception as error:
                 why = "the processes could not be brought back"
                 raise _undo(checkpointer, container, before, why, error) from error

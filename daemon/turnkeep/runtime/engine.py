@@ -16,6 +16,8 @@ from turnkeep.errors import Conflict, ContainerNotFound, EngineUnavailable, Rest
 from turnkeep.model import ContainerState
 
 ENABLE_LABEL = "turnkeep.enable"
+OWNER_LABEL = "turnkeep.harness"
+"""Names the harness that a container belongs to."""
 BINDS_LABEL = "turnkeep.binds"
 PIN_REPOSITORY = "turnkeep/pinned"
 
@@ -204,6 +206,18 @@ def _pin_tag(image_id: str) -> str:
     return image_id.rpartition(":")[2][:32]
 
 
+def no_such_container(what: str) -> ContainerNotFound:
+    """Return the error that says so."""
+    return ContainerNotFound(
+        "the engine knows no such container", object=what, hint="docker ps -a lists them"
+    )
+
+
+def owner_of(labels: Mapping[str, str] | None) -> str:
+    """Return the harness that a container's labels name; empty if they name none."""
+    return (labels or {}).get(OWNER_LABEL, "")
+
+
 @contextlib.contextmanager
 def _errors(what: str) -> Iterator[None]:
     """Turn the SDK's errors into ours."""
@@ -214,9 +228,7 @@ def _errors(what: str) -> Iterator[None]:
             raise RestoreFailed(
                 "the engine does not have this image", object=what, hint="docker pull or docker load it"
             ) from error
-        raise ContainerNotFound(
-            "the engine knows no such container", object=what, hint="docker ps -a lists them"
-        ) from error
+        raise no_such_container(what) from error
     except APIError as error:
         message = str(error.explanation or error)
         if error.status_code == 409:

@@ -28,15 +28,17 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or not method.startswith("/turnkeep."):
             return handler
-        wrap = _wrap_stream if handler.response_streaming else _wrap_unary
-        for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
-            behaviour = getattr(handler, kind)
-            if behaviour is not None:
-                return _replaced(handler, kind, wrap(behaviour, method))
-        return handler
+        return wrapped(handler, method, _wrap_unary, _wrap_stream)
 
 
-def _replaced(handler: Any, kind: str, behaviour: Any) -> grpc.RpcMethodHandler[Any, Any]:
+def wrapped(
+    handler: Any, method: str, unary: Callable[[Any, str], Any], stream: Callable[[Any, str], Any]
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """Return a handler whose behaviour is what `unary` or `stream` make of it, by what it answers."""
+    kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+    kind = next(each for each in kinds if getattr(handler, each) is not None)
+    wrap = stream if handler.response_streaming else unary
+    behaviour = wrap(getattr(handler, kind), method)
     make = getattr(grpc, f"{kind}_rpc_method_handler")
     made: grpc.RpcMethodHandler[Any, Any] = make(
         behaviour,

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from turnkeep.api.v1 import turnkeep_pb2 as pb
 from turnkeep.coordinator.copies import Copies
 from turnkeep.coordinator.deps import run
+from turnkeep.coordinator.owned import Owned
 from turnkeep.coordinator.registry import Registry
 from turnkeep.coordinator.restore import Outcome, Wish
 from turnkeep.coordinator.sandbox import SandboxCoordinator
@@ -18,6 +19,7 @@ from turnkeep.harness_state import read_state
 from turnkeep.journal import Change, put_answer
 from turnkeep.model import Checkpoint, CheckpointId, SandboxId, Turn
 from turnkeep.server import conversions as convert
+from turnkeep.server.callers import Role, current
 from turnkeep.server.progress import Tell, with_progress
 
 M = TypeVar("M", pb.RestoreResult, pb.ForkResult)
@@ -27,10 +29,23 @@ class RestoreCalls:
     """The part of the service for restores and forks."""
 
     def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+        self._all = registry
         self._deps = registry.deps
-        self._copies = Copies(registry)
         self._in_flight: dict[str, asyncio.Future[Any]] = {}
+
+    @property
+    def _registry(self) -> Registry:
+        """The sandboxes that whoever calls may know of."""
+        caller = current()
+        if caller.role is not Role.HARNESS:
+            return self._all
+        return Owned(self._all, caller.name, self._deps.config.access.quota)
+
+    @staticmethod
+    def _request_id(request_id: str) -> str:
+        """Return the id under which an answer is kept: nobody gets another's."""
+        caller = current()
+        return f"{caller.name}/{request_id}" if request_id and caller.role is Role.HARNESS else request_id
 
     async def RestoreSandbox(
         self, request: pb.RestoreSandboxRequest, context: Any
@@ -38,7 +53,8 @@ class RestoreCalls:
         async def work(progress: Tell) -> pb.RestoreResult:
             return await self._restore(request, progress)
 
-        async for step in self._once(request.request_id, pb.RestoreResult, work):
+        self._registry.check_room()
+        async for step in self._once(self._request_id(request.request_id), pb.RestoreResult, work):
             if isinstance(step, pb.Progress):
                 yield pb.RestoreSandboxResponse(progress=step)
             else:
@@ -50,7 +66,7 @@ class RestoreCalls:
         async def work(progress: Tell) -> pb.ForkResult:
             return await self._fork(request, progress)
 
-        async for step in self._once(request.request_id, pb.ForkResult, work):
+        async for step in self._once(self._request_id(request.request_id), pb.ForkResult, work):
             if isinstance(step, pb.Progress):
                 yield pb.ForkSandboxResponse(progress=step)
             else:
@@ -89,7 +105,7 @@ class RestoreCalls:
         checkpoint = None
         if request.HasField("ref"):
             checkpoint, _ = await self._find(request.sandbox, request.ref)
-        forked = await self._copies.fork(
+        forked = await Copies(self._registry).fork(
             request.sandbox, checkpoint, request.count, list(request.names), progress
         )
         result = pb.ForkResult(
@@ -98,7 +114,8 @@ class RestoreCalls:
             notes=list(forked.notes),
             total_ns=forked.total_ns,
         )
-        await self._keep(request.request_id, "fork", self._registry.find(request.sandbox), result)
+        request_id = self._request_id(request.request_id)
+        await self._keep(request_id, "fork", self._registry.find(request.sandbox), result)
         return result
 
     async def _keep(
@@ -130,10 +147,11 @@ class RestoreCalls:
         live = {pb.RESTORE_MODE_LIVE: True, pb.RESTORE_MODE_COLD: False}.get(request.mode)
         full = {pb.VERIFY_MODE_FULL: True, pb.VERIFY_MODE_CHANGED: False}.get(request.verify)
         new = request.mode == pb.RESTORE_MODE_NEW or bool(request.new_name)
+        request_id = self._request_id(request.request_id)
 
         def answers(outcome: Outcome) -> tuple[Change, ...]:
             sandbox = self._registry.find(request.sandbox)
-            return self._answer(request.request_id, "restore", sandbox, _result(sandbox, outcome))
+            return self._answer(request_id, "restore", sandbox, _result(sandbox, outcome))
 
         wish = Wish(
             checkpoint=checkpoint,
@@ -147,9 +165,10 @@ class RestoreCalls:
         if not new:
             sandbox, outcome = await self._registry.restore(request.sandbox, wish, progress)
             return _result(sandbox, outcome)
-        sandbox, outcome = await self._copies.restore_new(wish, request.new_name, progress)
+        self._registry.check_room(sandboxes=1)
+        sandbox, outcome = await Copies(self._registry).restore_new(wish, request.new_name, progress)
         result = _result(sandbox, outcome)
-        await self._keep(request.request_id, "restore", sandbox, result)
+        await self._keep(request_id, "restore", sandbox, result)
         return result
 
     async def _completed(self, result: pb.RestoreResult) -> pb.RestoreResult:

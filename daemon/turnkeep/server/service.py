@@ -28,6 +28,7 @@ from turnkeep.journal.chain import exported
 from turnkeep.model import Checkpoint, Event, HarnessState, SandboxId
 from turnkeep.runtime.engine import kernel_release
 from turnkeep.server import conversions as convert
+from turnkeep.server.callers import Role, current
 from turnkeep.server.examine import ExamineCalls
 from turnkeep.server.progress import Tell, with_progress
 from turnkeep.server.restores import RestoreCalls
@@ -95,6 +96,7 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
         _bound("session", request.session)
         _bound("harness_turn_id", request.harness_turn_id)
         limits = self._deps.config.limits
+        self._registry.check_room()
         turn, gate_ns, abandoned = await self._registry.attached(request.sandbox).begin(
             request.session,
             request.harness_turn_id,
@@ -172,8 +174,12 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
         self, request: pb.CreateCheckpointRequest, context: Any
     ) -> pb.CreateCheckpointResponse:
         _bound("name", request.name)
+        self._registry.check_room()
         checkpoint = await self._registry.create_checkpoint(
-            request.sandbox, label=request.name, tags=tuple(request.tags), request_id=request.request_id
+            request.sandbox,
+            label=request.name,
+            tags=tuple(request.tags),
+            request_id=self._request_id(request.request_id),
         )
         return pb.CreateCheckpointResponse(checkpoint=self._checkpoint(checkpoint))
 
@@ -188,7 +194,9 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
         if request.sandbox:
             sandbox_id = self._registry.find(request.sandbox).record.id
         found = await run(self._deps.pools.journal, self._deps.journal.checkpoints, sandbox_id)
-        return pb.ListCheckpointsResponse(checkpoints=[self._checkpoint(each) for each in found])
+        registry = self._registry
+        seen = [self._checkpoint(each) for each in found if registry.sees(each.sandbox_id)]
+        return pb.ListCheckpointsResponse(checkpoints=seen)
 
     async def DeleteCheckpoint(
         self, request: pb.DeleteCheckpointRequest, context: Any
@@ -253,8 +261,10 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
         try:
             seen = request.after_sequence
             if request.HasField("after_sequence"):
-                async for past in self._past(seen, wanted, None):
-                    seen = past.sequence
+                seen = max(
+                    seen, await run(self._deps.pools.journal, lambda: self._deps.journal.head().sequence)
+                )
+                async for past in self._past(request.after_sequence, wanted, seen + 1):
                     yield past
             if request.past_only:
                 return
@@ -264,7 +274,8 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
                 if event.sequence > seen + 1 and seen:
                     async for missed in self._past(seen, wanted, event.sequence):
                         yield missed
-                if event.sequence > seen and wanted in (None, event.sandbox_id):
+                is_wanted = wanted in (None, event.sandbox_id) and self._registry.sees(event.sandbox_id)
+                if event.sequence > seen and is_wanted:
                     yield convert.event_message(event)
                 seen = max(seen, event.sequence)
         finally:
@@ -279,8 +290,9 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
             for event in found:
                 if before is not None and event.sequence >= before:
                     return
-                yield convert.event_message(event)
                 after = event.sequence
+                if self._registry.sees(event.sandbox_id):
+                    yield convert.event_message(event)
 
     async def PruneStore(
         self, request: pb.PruneStoreRequest, context: Any
@@ -379,10 +391,10 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
             kernel=kernel_release(),
             state_dir=deps.config.state_dir,
             stored_bytes=size.stored_bytes,
-            checkpoints=len(deps.journal.checkpoints()),
+            checkpoints=sum(self._registry.sees(each.sandbox_id) for each in deps.journal.checkpoints()),
             sandboxes=sum(each.record.attached for each in self._registry.sandboxes.values()),
             free_bytes=disk.f_bavail * disk.f_frsize,
-            recovery=self._started.recovery,
+            recovery=self._started.recovery if current().role is not Role.HARNESS else (),
             degraded=degraded,
             tracker=self._tracker_figures(),
         )

@@ -101,17 +101,31 @@ def parse(data: bytes) -> list[Event]:
 
     An event without a folder (an overflow, one of an inode that lost its name)
     has an empty one.
+
+    Raises:
+        OSError: these are no events, or of a version that is not known.
     """
+    try:
+        return _parse(data)
+    except (struct.error, ValueError) as error:
+        raise OSError(0, f"fanotify: events of an unknown form: {error}") from error
+
+
+def _parse(data: bytes) -> list[Event]:
     events = []
     position, end = 0, len(data)
     while position < end:
         length, version, header, mask = _EVENT.unpack_from(data, position)
         if version != _VERSION:
             raise OSError(0, f"fanotify: events of version {version} are not known")
+        if length < _EVENT.size or header < _EVENT.size or position + length > end:
+            raise ValueError(f"an event of {length} bytes")
         folder = name = file = b""
         at, limit = position + header, position + length
         while at < limit:
             kind, size, handle_bytes = _INFO.unpack_from(data, at)
+            if size < _INFO.size or at + size > limit:
+                raise ValueError(f"information of {size} bytes")
             handle_end = at + _HANDLE_AT + _HANDLE.size + handle_bytes
             handle = data[at + _HANDLE_AT : handle_end]
             if kind == _FOLDER_NAME:
