@@ -53,6 +53,12 @@ def start_daemon(
 
 
 @pytest.fixture
+def own_folder(engine: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Daemon]:
+    """Makes daemons that a test starts and stops by itself."""
+    return lambda: Daemon(tmp_path_factory.mktemp("tk"))
+
+
+@pytest.fixture
 def own_daemon(start_daemon: Callable[..., Daemon]) -> Daemon:
     """A running daemon for a test that stops or kills it, or wants nobody else there."""
     return start_daemon()

@@ -86,6 +86,7 @@ class Daemon:
         }
         self.configure("auto_attach = false")
         self.log = folder / "daemon.log"
+        self.prefix: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
 
     def configure(self, text: str) -> None:
@@ -101,7 +102,7 @@ class Daemon:
         """Start it."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [TURNKEEP, "serve", "--log-format", "json"],
+                [*self.prefix, TURNKEEP, "serve", "--log-format", "json"],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 NAME = "turnkeep.service"
 INSTALLED = Path("/etc/systemd/system") / NAME
+FILES_ONLY = "turnkeep-files-only.conf"
+_DROP_IN = INSTALLED.with_name(f"{NAME}.d") / "files-only.conf"
 _HOST_RUNS_SYSTEMD = Path("/run/systemd/system")
 _HINT = "start the daemon with: turnkeep serve"
 
@@ -121,9 +123,14 @@ def _has_systemd(run: Run, otherwise: str | None) -> bool:
 
 
 def _install_unit(run: Run) -> None:
-    text = _for_this_program(_shipped().read_text())
+    text = _for_this_program(_shipped(NAME).read_text())
     try:
         INSTALLED.write_text(text)
+        if config.load().process.enabled:
+            _DROP_IN.unlink(missing_ok=True)
+        else:
+            _DROP_IN.parent.mkdir(exist_ok=True)
+            _DROP_IN.write_text(_shipped(FILES_ONLY).read_text())
     except OSError as error:
         raise _refused(error) from error
     _systemctl("daemon-reload")
@@ -138,6 +145,7 @@ def _uninstall_unit(run: Run) -> None:
     _systemctl("disable", "--now", NAME)
     try:
         INSTALLED.unlink()
+        _DROP_IN.unlink(missing_ok=True)
     except OSError as error:
         raise _refused(error) from error
     _systemctl("daemon-reload")
@@ -149,10 +157,10 @@ def _say(run: Run, sentences: list[str]) -> None:
         run.out.print(printing.styled(sentence), soft_wrap=True)
 
 
-def _shipped() -> Path:
-    """Return the unit beside the package (a wheel) or in the source tree."""
+def _shipped(name: str) -> Path:
+    """Return a file for systemd beside the package (a wheel) or in the source tree."""
     package = Path(__file__).resolve().parent.parent
-    for path in (package / NAME, package.parent.parent / "scripts" / NAME):
+    for path in (package / name, package.parent.parent / "scripts" / name):
         if path.is_file():
             return path
     raise Unsupported("this installation holds no systemd unit", hint="write one that runs: turnkeep serve")
