@@ -276,11 +276,14 @@ async def _listen(config: Config, service: TurnkeepService) -> tuple[grpc.aio.Se
     reflection.enable_server_reflection(
         (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
     )
+    old_mask = os.umask(0o177)
     try:
         server.add_insecure_port(f"unix:{inner}")
         await server.start()
     except RuntimeError as error:
         raise Conflict(f"cannot listen: {error}", object=str(inner)) from error
+    finally:
+        os.umask(old_mask)
     await front.listen_on_socket(_bound_socket(config, path))
     if config.access.listen:
         await front.listen_on_tcp()
