@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 BIN := .venv/bin
-SHELL_SCRIPTS := scripts/bench-peers scripts/criu scripts/criu-self-test scripts/host scripts/image scripts/lib.sh scripts/protos scripts/venv .ci/run
+SHELL_SCRIPTS := scripts/bench-peers scripts/criu scripts/criu-self-test scripts/host scripts/image scripts/lib.sh scripts/protos scripts/test scripts/venv .ci/run
 
 .DEFAULT_GOAL := help
 .PHONY: bench bench-full bench-recovery bench-replay bench-tools check clean demo dev fuzz help host image protos test
@@ -14,9 +14,7 @@ demo: image dev ## show it at work on a real sandbox
 	$(BIN)/python scripts/demo.py
 
 test: image dev ## all tests, against a real engine (PYTEST_ARGS='-k name')
-	@# A folder of its own: pytest removes what other sessions of this user left in the shared one.
-	@tmp=$$(mktemp -d) && trap 'rm -rf --one-file-system "$$tmp"' EXIT && \
-	PYTEST_DEBUG_TEMPROOT=$$tmp $(BIN)/pytest $(PYTEST_ARGS)
+	@scripts/test $(PYTEST_ARGS)
 
 check: dev ## format, lint, types, import rules, generated code, crash points, shell scripts
 	$(BIN)/ruff format --check

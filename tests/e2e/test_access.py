@@ -178,7 +178,7 @@ def test_roles(parties: Parties, boxes: tuple[Box, Box]) -> None:
     lines = [json.loads(line) for line in (parties.daemon.state / "audit.jsonl").read_text().splitlines()]
     seen = {(each["caller"], each["call"], each["sandbox"], each["outcome"]) for each in lines}
     assert ("cert:h1", "AttachSandbox", mine.name, "ok") in seen
-    assert ("cert:h1", "BeginTurn", mine.name, "ok") in seen
-    assert ("cert:looker", "RestoreSandbox", mine.name, "NOT_ALLOWED") in seen
-    assert ("cert:ops", "RestoreSandbox", mine.name, "ok") in seen
+    assert ("cert:h1", "BeginTurn", sandbox.info.id, "ok") in seen
+    assert ("cert:looker", "RestoreSandbox", sandbox.info.id, "NOT_ALLOWED") in seen
+    assert ("cert:ops", "RestoreSandbox", sandbox.info.id, "ok") in seen
     assert ("user:root", "GetHostStatus", "", "ok") in seen

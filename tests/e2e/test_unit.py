@@ -24,7 +24,7 @@ FILES_ONLY = ("turnkeep.service", "turnkeep-files-only.conf")
 # ProtectSystem=full and ProtectKernelTunables=yes.
 READ_ONLY = """
 for folder in /usr /boot /etc /proc/sys /sys; do
-  mount --bind "$folder" "$folder" && mount -o remount,bind,ro "$folder"
+  mount --rbind "$folder" "$folder" && mount -o remount,bind,ro "$folder"
 done
 exec "$@"
 """
@@ -91,7 +91,7 @@ def test_all_of_it_works(start_confined: Callable[..., Daemon], box: Box) -> Non
         kept = turn(box, sandbox, "mkdir /work; echo 1 > /work/a; chown 5:6 /work/a; chmod 4755 /work/a")
         assert kept.checkpoint_id is not None
         assert tk.checkpoint(kept.checkpoint_id).fidelity is Fidelity.COMPLETE
-        box.sh("pkill -f count; rm -r /work")
+        box.sh("pkill python3; rm -r /work")
         sandbox.restore(turn=1)
         assert box.sh("stat -c '%u %g %a' /work/a") == "5 6 4755\n"
         before = box.sh("cat /dev/shm/count")

@@ -45,6 +45,7 @@ from turnkeep.runtime.container import Container
 
 log = structlog.get_logger()
 
+_ANSWER_S = 0.001
 _EXEC_POLL_S = 0.05
 _ANCESTORS = 64
 """As many are named in a checkpoint's record, for when the journal has to be made anew."""
@@ -66,6 +67,9 @@ class Captures(SandboxState):
 
         try:
             async with self._work:
+                # The answer to the call that ended it goes out first: to inspect takes the
+                # interpreter, and the harness would wait for that.
+                await asyncio.sleep(_ANSWER_S)
                 await self._keep(turn, open_gate)
         except Exception as error:
             await self._fail(turn.number, error)

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,8 @@ from turnkeep.process import launcher
 from turnkeep.process.criu import ENVIRONMENT, Criu, command, make_tools
 
 _FIRST_HANDED_DOWN = 3
+_MOST_RANGES = 1000
+"""So that a request fits into one datagram."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +32,14 @@ class Place:
     """Where CRIU is to run: beside a sandbox's init.
 
     `freezer` is the cgroup to freeze meanwhile; `join` are the `cgroup.procs` of
-    those that CRIU, and so all that it restores, is to be in.
+    those that CRIU, and so all that it restores, is to be in. `avoid` are pids, in
+    the sandbox, that CRIU must not take for itself: those it is to bring back.
     """
 
     init: int
     freezer: str | None = None
     join: Sequence[str] = ()
+    avoid: Collection[int] = ()
 
 
 class Run:
@@ -98,6 +102,7 @@ class Launcher:
                 "freezer": place.freezer,
                 "images": images if isinstance(images, str) else None,
                 "join": list(place.join),
+                "avoid": ranges(place.avoid),
             }
             mount = images if isinstance(images, int) else log
             fds = array.array("i", [place.init, mount, log, theirs.fileno(), *handed_down])
@@ -149,6 +154,22 @@ class Launcher:
         if self._channel is not None:
             self._channel.close()
         self._channel = ours
+
+
+def ranges(pids: Iterable[int], most: int = _MOST_RANGES) -> list[tuple[int, int]]:
+    """Return (first, last) of ranges that hold these pids, and few others; at most so many."""
+    gap = 1
+    ordered = sorted(set(pids))
+    while True:
+        found: list[tuple[int, int]] = []
+        for pid in ordered:
+            if found and pid - found[-1][1] <= gap:
+                found[-1] = (found[-1][0], pid)
+            else:
+                found.append((pid, pid))
+        if len(found) <= most:
+            return found
+        gap *= 2
 
 
 def ready(channel: socket.socket, timeout_s: float) -> bool:

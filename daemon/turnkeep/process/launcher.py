@@ -6,7 +6,7 @@ process), and quick to fork. The daemon sends one request a datagram over a
 SOCK_SEQPACKET socket, JSON with descriptors beside it:
 
     {"id": 7, "argv": [...], "environment": {...}, "freezer": FOLDER or null,
-     "images": FOLDER or null, "join": [FILE, ...]}
+     "images": FOLDER or null, "join": [FILE, ...], "avoid": [[FIRST, LAST], ...]}
     descriptors: pidfd of the sandbox's init, images, log, more to hand down
 
 and gets `{"id": 7, "status": N}` when that has ended: its exit code, 125 if it
@@ -18,6 +18,8 @@ could not be started, 128 if a signal ended it. What is started
   it has ended nothing is left behind;
 - is in the sandbox's mount, pid, network, ipc, uts and cgroup namespaces, in a
   session of its own, and in the cgroups whose `cgroup.procs` are given to join;
+- has a pid that is not among those to avoid, and that none of them follows soon, so
+  that what it forks itself has not either;
 - has standard output and error on the log, what was to be handed down from
   descriptor 3 on, and nothing else.
 
@@ -53,6 +55,9 @@ CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x20000000, 0x40000000
 NAMESPACES = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
 
 CANNOT_START, KILLED = 125, 128
+_PID_IS_NEEDED = 124
+_OWN_PIDS = 32
+"""CRIU forks less for itself."""
 _MAX_REQUEST = 65536
 _MAX_FDS = 16
 
@@ -136,10 +141,15 @@ def _enter_and_run(request: dict[str, Any], fds: list[int], stage: str) -> None:
     groups = [os.open(path, os.O_WRONLY) for path in request["join"]]
     _call("setns", sandbox, NAMESPACES)
     os.fchdir(tree)
-    child = os.fork()
-    if child:
+    while child := os.fork():
         _, status = os.waitpid(child, 0)
-        os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else KILLED)
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else KILLED
+        if code != _PID_IS_NEEDED:
+            os._exit(code)
+    # Pids are given in their order: with each that is let go, the next is higher.
+    pid = os.getpid()
+    if any(first <= pid + _OWN_PIDS and pid <= last for first, last in request["avoid"]):
+        os._exit(_PID_IS_NEEDED)
     for group in groups:
         os.write(group, b"0")
     os.setsid()

@@ -16,7 +16,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from turnkeep.errors import CriuFailed
@@ -31,6 +31,7 @@ _NOT_IMAGES = frozenset({LOG, CACHE, "stats-dump", "stats-restore"})
 _IMAGES, _FREEZER = "images", "../freezer"
 _GHOST_LIMIT = 1 << 30
 _SHOWN_LINES = 6
+_CORE = re.compile(r"core-(\d+)\.img")
 _RESTORED = "pre-resume"
 _TIMEOUT_S = 120.0
 _STATS_MAGIC_BYTES = 8
@@ -220,6 +221,7 @@ class InSandbox:
     ) -> None:
         """Restore a tree beside the sandbox's init.
 
+        Where pids of theirs come next in the sandbox, they are kept from CRIU itself.
         `check` is called when the processes are complete and none has run an
         instruction yet; if it raises, they are killed, and its error is raised.
         `inherit` names files of the images that are replaced by descriptors.
@@ -248,6 +250,7 @@ class InSandbox:
                 return False
             return True
 
+        place = replace(place, avoid={*place.avoid, *_pids_in(images)})
         with self._started(place, images, handed_down) as run:
             answer = _ask(run, restore_request(options), on_stage)
         if problem is not None:
@@ -284,6 +287,13 @@ class InSandbox:
         finally:
             run.socket.close()
             run.wait()
+
+
+def _pids_in(images: Images) -> Iterator[int]:
+    """Yield the pids of all threads whose registers are among the images."""
+    for name in images.names():
+        if found := _CORE.fullmatch(name):
+            yield int(found[1])
 
 
 def _ask(run: Run, request: bytes, on_stage: Callable[[str], bool] = lambda stage: True) -> Answer:

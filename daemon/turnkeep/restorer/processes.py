@@ -227,7 +227,8 @@ def _bring_back(
     with _opened(tree.record, container) as inherit:
         init_fd = os.pidfd_open(container.init_pid)
         try:
-            place = Place(init=init_fd, join=container.procs_files())
+            leaders = {number for each in tree.record.processes for number in (each.group, each.session)}
+            place = Place(init=init_fd, join=container.procs_files(), avoid=leaders)
             processes.engine.restore(place, tree.images, check, inherit=inherit)
         finally:
             os.close(init_fd)
