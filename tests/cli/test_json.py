@@ -121,5 +121,5 @@ def test_every_error_has_its_exit_code(run: Run, daemon: FakeDaemon, reason: str
 
 
 def test_exit_codes_are_distinct_from_the_shells() -> None:
-    assert {int(code) for code in ExitCode} == set(range(11))
+    assert {int(code) for code in ExitCode} == set(range(12))
     assert TurnkeepError.exit_code is ExitCode.FAILED

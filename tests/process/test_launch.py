@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 from turnkeep.process.launch import ranges
@@ -13,7 +15,7 @@ def test_ranges_hold_all_pids_and_are_few(pids: set[int], most: int) -> None:
     assert len(found) <= most
     assert all(any(first <= pid <= last for first, last in found) for pid in pids)
     assert all(first in pids and last in pids for first, last in found)
-    assert all(before[1] < after[0] for before, after in zip(found, found[1:], strict=False))
+    assert all(before[1] < after[0] for before, after in pairwise(found))
 
 
 def test_ranges_are_narrow_where_there_is_room() -> None:
