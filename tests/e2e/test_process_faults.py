@@ -53,10 +53,11 @@ def is_criu(pid: int) -> bool:
 
 def _children(pid: int) -> list[int]:
     found: list[int] = []
-    # Each thread lists those that it started itself.
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found += map(int, task.read_text().split())
+    # Each thread lists those that it started itself. Any may end meanwhile.
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found += map(int, task.read_text().split())
     return found
 
 
