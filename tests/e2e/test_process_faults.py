@@ -256,8 +256,10 @@ def test_a_kill_of_criu_in_a_dump(daemon: Daemon, box: Box, exhibit: Exhibit) ->
     os.kill(criu, signal.SIGKILL)
     worker.join()
     [info] = results
+    ended = not box.state()["Running"]
     if isinstance(info, TurnkeepError):
-        assert "CRIU" in str(info), info
+        # It may have had code of its own in the container's init just then, which nobody takes out.
+        assert ended or "CRIU" in str(info), info
         numbers = [first, first]
     else:
         with daemon.connect() as tk:
@@ -269,7 +271,8 @@ def test_a_kill_of_criu_in_a_dump(daemon: Daemon, box: Box, exhibit: Exhibit) ->
         trees = checkpoint.processes.trees if checkpoint.processes else ()
         there = any(line.pid == exhibit.pid for tree in trees for line in tree.processes)
         assert there or not whole, "complete, without the process that was being dumped"
-    nothing_is_left(box)
+    if not ended:
+        nothing_is_left(box)
     _all_restore(box, daemon, exhibit, numbers, before)
     with daemon.connect() as tk:
         assert turn(box, tk.sandbox(box.name), "echo 3 > /root/file").state is TurnState.DURABLE
