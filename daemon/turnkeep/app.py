@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -151,8 +151,7 @@ def _open(config: Config, stack: contextlib.ExitStack) -> Deps:
 
 def _open_journal(path: Path) -> Journal:
     """Open the journal; one that cannot be read is moved aside and made anew from the store."""
-    old_mask = os.umask(0o077)
-    try:
+    with _umask(0o077):
         try:
             return Journal(path)
         except StoreDamaged as error:
@@ -161,8 +160,16 @@ def _open_journal(path: Path) -> Journal:
             moved = recovery.move_damaged_aside(path)
             log.error("journal damaged and moved aside", moved_to=str(moved), cause=error.message)
             return Journal(path)
+
+
+@contextlib.contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    """Give what is created meanwhile fewer permissions."""
+    before = os.umask(mask)
+    try:
+        yield
     finally:
-        os.umask(old_mask)
+        os.umask(before)
 
 
 def _collect_rarely() -> None:
@@ -208,7 +215,8 @@ async def _run(deps: Deps, group: asyncio.TaskGroup, stop: asyncio.Event) -> Non
     service = TurnkeepService(
         registry, Started(version("turnkeep"), started_ns, tuple(done), lambda: unavailable + degraded)
     )
-    server, health, front = await _listen(config, service)
+    audit = AuditLog(config.state_path / "audit.jsonl")
+    server, health, front = await _listen(config, service, audit)
     background = [
         group.create_task(_follow_engine(registry, degraded)),
         group.create_task(_close_forgotten_turns(registry)),
@@ -230,6 +238,7 @@ async def _run(deps: Deps, group: asyncio.TaskGroup, stop: asyncio.Event) -> Non
     service.end_watches()
     await server.stop(_GRACE_S)
     await front.close()
+    audit.close()
     for task in background:
         task.cancel()
     deps.engine.close()
@@ -254,13 +263,14 @@ async def _settle(registry: Registry) -> None:
                 sandbox.container.close()
 
 
-async def _listen(config: Config, service: TurnkeepService) -> tuple[grpc.aio.Server, HealthServicer, Front]:
+async def _listen(
+    config: Config, service: TurnkeepService, audit: AuditLog
+) -> tuple[grpc.aio.Server, HealthServicer, Front]:
     path = _socket_path(config)
     _make_way(path)
     inner = config.state_path / "inner.sock"
     inner.unlink(missing_ok=True)
     front = Front(inner, config.access)
-    audit = AuditLog(config.state_path / "audit.jsonl")
     server = grpc.aio.server(
         interceptors=[ErrorInterceptor(), Gatekeeper(front.caller, config.access.quota, audit)],
         options=[
@@ -276,14 +286,12 @@ async def _listen(config: Config, service: TurnkeepService) -> tuple[grpc.aio.Se
     reflection.enable_server_reflection(
         (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
     )
-    old_mask = os.umask(0o177)
     try:
-        server.add_insecure_port(f"unix:{inner}")
-        await server.start()
+        with _umask(0o177):
+            server.add_insecure_port(f"unix:{inner}")
+            await server.start()
     except RuntimeError as error:
         raise Conflict(f"cannot listen: {error}", object=str(inner)) from error
-    finally:
-        os.umask(old_mask)
     await front.listen_on_socket(_bound_socket(config, path))
     if config.access.listen:
         await front.listen_on_tcp()
@@ -294,14 +302,12 @@ async def _listen(config: Config, service: TurnkeepService) -> tuple[grpc.aio.Se
 def _bound_socket(config: Config, path: Path) -> socket.socket:
     """Return a socket at a path, with its owner and mode set before anybody may connect."""
     bound = socket.socket(socket.AF_UNIX)
-    old_mask = os.umask(0o177)
     try:
-        bound.bind(str(path))
+        with _umask(0o177):
+            bound.bind(str(path))
     except OSError as error:
         bound.close()
         raise Conflict(f"cannot listen: {error}", object=str(path)) from error
-    finally:
-        os.umask(old_mask)
     if config.socket_group:
         try:
             os.chown(path, 0, grp.getgrnam(config.socket_group).gr_gid)

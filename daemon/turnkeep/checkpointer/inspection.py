@@ -126,22 +126,28 @@ class Reader:
             collected = self._collect(place)
             known = baseline.trail.follow(collected)
             self._count(collected, known=known)
-            reading = self._against(place, fd, baseline, collected, known=known)
+            reading = self._against(place, fd, mapped, baseline, collected, known=known)
             if known and self.audit and (missed := self._missed(place, fd, reading, baseline)):
                 self.missed.extend(os.path.join(os.fsencode(place.mount.target), path) for path in missed)
                 collected = self._collect(place)
                 baseline.trail.follow(collected)
-                reading = self._against(place, fd, baseline, collected, known=False)
+                reading = self._against(place, fd, mapped, baseline, collected, known=False)
             reading.generation = generation
             return reading
         finally:
             os.close(fd)
 
     def _against(
-        self, place: PlaceView, fd: int, baseline: PlaceBaseline, collected: Collected | None, *, known: bool
+        self,
+        place: PlaceView,
+        fd: int,
+        mapped: frozenset[bytes],
+        baseline: PlaceBaseline,
+        collected: Collected | None,
+        *,
+        known: bool,
     ) -> PlaceReading:
         """Read what differs from the baseline, among what was touched since if that is known."""
-        mapped = self._inside(place, self._mappings.paths)
         before = baseline.sight if known else None
         reading = self._look(place, fd, mapped, before, baseline.trail, baseline.doubtful)
         reading.trail = _begun(collected)

@@ -242,7 +242,8 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
     async def WatchEvents(
         self, request: pb.WatchEventsRequest, context: Any
     ) -> AsyncIterator[pb.WatchEventsResponse]:
-        wanted = self._registry.find(request.sandbox).record.id if request.sandbox else None
+        registry = self._registry
+        wanted = registry.find(request.sandbox).record.id if request.sandbox else None
         loop = asyncio.get_running_loop()
         arriving: asyncio.Queue[Event | None] = asyncio.Queue(_EVENTS_QUEUED)
 
@@ -274,7 +275,7 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
                 if event.sequence > seen + 1 and seen:
                     async for missed in self._past(seen, wanted, event.sequence):
                         yield missed
-                is_wanted = wanted in (None, event.sandbox_id) and self._registry.sees(event.sandbox_id)
+                is_wanted = wanted in (None, event.sandbox_id) and registry.sees(event.sandbox_id)
                 if event.sequence > seen and is_wanted:
                     yield convert.event_message(event)
                 seen = max(seen, event.sequence)
@@ -286,12 +287,13 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
         self, after: int, sandbox_id: SandboxId | None, before: int | None
     ) -> AsyncIterator[pb.WatchEventsResponse]:
         """Yield recorded events after one sequence number and before another."""
+        registry = self._registry
         while found := await run(self._deps.pools.journal, self._deps.journal.events, after, sandbox_id):
             for event in found:
                 if before is not None and event.sequence >= before:
                     return
                 after = event.sequence
-                if self._registry.sees(event.sandbox_id):
+                if registry.sees(event.sandbox_id):
                     yield convert.event_message(event)
 
     async def PruneStore(
@@ -372,7 +374,7 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
             after = rows[-1][0][0]
 
     async def GetHostStatus(self, request: pb.GetHostStatusRequest, context: Any) -> pb.GetHostStatusResponse:
-        deps = self._deps
+        deps, registry = self._deps, self._registry
         degraded = self._started.degraded()
         engine: dict[str, Any] = {}
         try:
@@ -391,8 +393,8 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
             kernel=kernel_release(),
             state_dir=deps.config.state_dir,
             stored_bytes=size.stored_bytes,
-            checkpoints=sum(self._registry.sees(each.sandbox_id) for each in deps.journal.checkpoints()),
-            sandboxes=sum(each.record.attached for each in self._registry.sandboxes.values()),
+            checkpoints=sum(registry.sees(each.sandbox_id) for each in deps.journal.checkpoints()),
+            sandboxes=sum(each.record.attached for each in registry.sandboxes.values()),
             free_bytes=disk.f_bavail * disk.f_frsize,
             recovery=self._started.recovery if current().role is not Role.HARNESS else (),
             degraded=degraded,
