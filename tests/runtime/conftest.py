@@ -59,7 +59,7 @@ def settings(own: OwnEngine, criu_bin: Path) -> registration.Settings:
 
 @pytest.fixture
 def make(own: OwnEngine, settings: registration.Settings, tmp_path: Path) -> Iterator[Callable[..., Box]]:
-    """Starts containers under our runtime; removes them."""
+    """Starts containers under our runtime; removes them, and what has taken their place."""
     made: list[Box] = []
 
     def start(*command: str, runtime: str = registration.NAME, **options: Any) -> Box:
@@ -79,3 +79,6 @@ def make(own: OwnEngine, settings: registration.Settings, tmp_path: Path) -> Ite
         with contextlib.suppress(NotFound):
             box.thaw()
             box.container.remove(force=True, v=True)
+        with contextlib.suppress(NotFound):  # it was replaced
+            own.client.containers.get(box.container.name or "").remove(force=True, v=True)
+    assert not own.client.containers.list(all=True)
