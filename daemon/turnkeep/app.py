@@ -9,9 +9,10 @@ import grp
 import os
 import signal
 import socket
+import stat
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from turnkeep_store.beneath import openat2_works
 from turnkeep_store.errors import RepositoryLocked, StoreError
 from turnkeep_store.repository import Options, Repository
 
-from turnkeep import logs, recovery
+from turnkeep import encryption, logs, recovery
 from turnkeep.api.v1 import turnkeep_pb2 as pb
 from turnkeep.api.v1 import turnkeep_pb2_grpc as pb_grpc
 from turnkeep.checkpointer.capture import Checkpointer
@@ -106,12 +107,14 @@ def _open(config: Config, stack: contextlib.ExitStack) -> Deps:
     state = config.state_path
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        state.chmod(0o700)
+        _close_to_others(state)
     except OSError as error:
         raise InvalidRequest(f"the state directory cannot be used: {error}", object=str(state)) from error
     try:
         repository = Repository.open_or_create(
-            state / "store", options=Options(compression_level=config.compression_level)
+            state / encryption.STORE,
+            options=Options(compression_level=config.compression_level),
+            master=encryption.read_key(config.encryption_key),
         )
     except RepositoryLocked as error:
         raise Conflict(
@@ -120,14 +123,14 @@ def _open(config: Config, stack: contextlib.ExitStack) -> Deps:
             hint="one daemon per state directory; TURNKEEP_STATE_DIR names another",
         ) from error
     stack.callback(repository.close)
-    journal = _open_journal(state / "journal.sqlite")
+    journal = _open_journal(state / encryption.JOURNAL, encryption.journal_keys(repository.keyring))
     stack.callback(journal.close)
     pools = Pools.start(config.workers)
     stack.callback(pools.stop)
     freezer = stack.enter_context(Freezer())
     engine = Engine(config.docker_host)
     stack.callback(engine.close)
-    processes = Processes(config.process, state / "run")
+    processes = Processes(config.process, state / "run", on_disk=not config.encryption_key)
     stack.callback(processes.close)
     tracked = None
     if config.tracker.enabled:
@@ -149,17 +152,27 @@ def _open(config: Config, stack: contextlib.ExitStack) -> Deps:
     )
 
 
-def _open_journal(path: Path) -> Journal:
+def _close_to_others(state: Path) -> None:
+    """Take from others what they may do with the state's folders and the files that are not in packs."""
+    areas = [path for path in (state, state / encryption.STORE) if path.is_dir()]
+    for path in (*areas, *(each for area in areas for each in area.iterdir())):
+        mode = path.lstat().st_mode
+        if mode & 0o077 and (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+            log.warning("others had access to a part of the state; not any more", path=str(path))
+            path.chmod(stat.S_IMODE(mode) & 0o700)
+
+
+def _open_journal(path: Path, keys: Sequence[bytes]) -> Journal:
     """Open the journal; one that cannot be read is moved aside and made anew from the store."""
     with _umask(0o077):
         try:
-            return Journal(path)
+            return Journal(path, keys)
         except StoreDamaged as error:
             if "version" in error.message:
                 raise
             moved = recovery.move_damaged_aside(path)
             log.error("journal damaged and moved aside", moved_to=str(moved), cause=error.message)
-            return Journal(path)
+            return Journal(path, keys)
 
 
 @contextlib.contextmanager

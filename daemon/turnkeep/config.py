@@ -152,6 +152,8 @@ class Config:
     socket_group: str = ""
     docker_host: str = ""
     """Empty: as the Docker SDK finds it (DOCKER_HOST or the default socket)."""
+    encryption_key: str = ""
+    """Where the key is that the state is encrypted with: file:PATH, credential:NAME or command:WORDS."""
     compression_level: int = 3
     workers: int = max(2, min(8, os.cpu_count() or 2))
     log_format: str = "auto"

@@ -33,8 +33,11 @@ class NewFile(Protocol):
         """Return bytes written before."""
         ...
 
-    def publish(self, name: str) -> None:
-        """Make the file visible under `name`; on return it survives a power cut."""
+    def publish(self, name: str, *, replace: bool = False) -> None:
+        """Make the file visible under `name`; on return it survives a power cut.
+
+        With `replace`, another file may have that name: it leads to one of them at any time.
+        """
         ...
 
     def discard(self) -> None:
@@ -43,7 +46,7 @@ class NewFile(Protocol):
 
 
 class Backend(Protocol):
-    """Files by area and name. Files never change once they are visible.
+    """Files by area and name. What files hold never changes once they are visible.
 
     Safe for use by many threads at once.
 
@@ -54,6 +57,14 @@ class Backend(Protocol):
 
     def list(self, area: Area) -> list[tuple[str, int]]:
         """Return name and size of the visible files, in no order."""
+        ...
+
+    def size(self, area: Area, name: str) -> int:
+        """Return a file's length.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
         ...
 
     def read(self, area: Area, name: str, offset: int, length: int) -> bytes:
@@ -77,12 +88,12 @@ class Backend(Protocol):
         ...
 
 
-def save(backend: Backend, area: Area, name: str, data: Bytes) -> None:
-    """Publish one small file."""
+def save(backend: Backend, area: Area, name: str, data: Bytes, *, replace: bool = False) -> None:
+    """Publish one small file (see `NewFile.publish`)."""
     file = backend.create(area)
     try:
         file.write(data)
     except BaseException:
         file.discard()
         raise
-    file.publish(name)
+    file.publish(name, replace=replace)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from turnkeep_store.backend import Area, NewFile
 from turnkeep_store.durable import (
@@ -35,15 +36,15 @@ class LocalBackend:
         with disk_errors("list", folder):
             return [each for each in self._disk.list(folder) if not each[0].startswith(TEMPORARY)]
 
+    def size(self, area: Area, name: str) -> int:
+        path = os.path.join(self._folder(area), name)
+        with _reading(path):
+            return self._disk.size(path)
+
     def read(self, area: Area, name: str, offset: int, length: int) -> bytes:
         path = os.path.join(self._folder(area), name)
-        try:
+        with _reading(path):
             return self._disk.read(path, offset, length)
-        except (FileNotFoundError, NotADirectoryError):
-            raise FileNotFoundError(path) from None
-        except OSError:
-            with disk_errors("read", path):
-                raise
 
     def create(self, area: Area) -> NewFile:
         return DurableFile(self._disk, self._folder(area))
@@ -56,3 +57,14 @@ class LocalBackend:
 
     def _folder(self, area: Area) -> str:
         return os.path.join(self._path, area.value)
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(path) from None
+    except OSError:
+        with disk_errors("read", path):
+            raise

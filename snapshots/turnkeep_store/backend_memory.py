@@ -20,11 +20,11 @@ class MemoryBackend:
         with self.lock:
             return [(name, len(data)) for (where, name), data in self.files.items() if where is area]
 
+    def size(self, area: Area, name: str) -> int:
+        return len(self._content(area, name))
+
     def read(self, area: Area, name: str, offset: int, length: int) -> bytes:
-        try:
-            return self.files[area, name][offset : offset + length]
-        except KeyError:
-            raise FileNotFoundError(f"{area}/{name}") from None
+        return self._content(area, name)[offset : offset + length]
 
     def create(self, area: Area) -> NewFile:
         return _MemoryFile(self, area)
@@ -36,6 +36,12 @@ class MemoryBackend:
 
     def remove_leftovers(self) -> int:
         return 0
+
+    def _content(self, area: Area, name: str) -> bytes:
+        try:
+            return self.files[area, name]
+        except KeyError:
+            raise FileNotFoundError(f"{area}/{name}") from None
 
 
 class _MemoryFile:
@@ -54,7 +60,7 @@ class _MemoryFile:
     def read(self, offset: int, length: int) -> bytes:
         return bytes(self._data[offset : offset + length])
 
-    def publish(self, name: str) -> None:
+    def publish(self, name: str, *, replace: bool = False) -> None:
         with self._backend.lock:
             self._backend.files[self._area, name] = bytes(self._data)
 

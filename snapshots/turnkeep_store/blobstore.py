@@ -6,13 +6,13 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from turnkeep_store.backend import Area, Backend
 from turnkeep_store.bulk import read_many
 from turnkeep_store.codec import Compressor
-from turnkeep_store.errors import BlobNotFound, Damaged, StoreError
+from turnkeep_store.errors import BlobNotFound, Damaged, Headless, StoreError
 from turnkeep_store.ids import BlobId
 from turnkeep_store.index import Index, Location
 from turnkeep_store.lease import Lease, Leases
@@ -58,20 +58,27 @@ class PacksOf:
             return rows
 
     def _begins_as_pack(self, name: str) -> bool:
-        return self._backend.read(Area.PACKS, name, 0, 8) == b"TURNPACK"
+        try:
+            return self._backend.read(Area.PACKS, name, 0, 8) == b"TURNPACK"
+        except Headless:
+            return False
+        except Damaged:
+            return True
 
 
 class BlobStore:
     """Blobs by id. Safe for use by many threads at once."""
 
-    def __init__(self, backend: Backend, index_path: str, compressor: Compressor) -> None:
+    def __init__(
+        self, backend: Backend, index_path: str, compressor: Compressor, index_keys: Sequence[bytes] = ()
+    ) -> None:
         self.backend = backend
         self.compressor = compressor
         self.workers = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="store")
         """Compresses for writers."""
         self.leases = Leases()
         self.packs = PacksOf(backend)
-        self.index = Index(index_path, self.packs)
+        self.index = Index(index_path, self.packs, index_keys)
         if self.packs.worthless:
             self.backend.delete(Area.PACKS, self.packs.worthless)
         self._damaged: set[BlobId] = set()

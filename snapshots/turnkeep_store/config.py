@@ -10,6 +10,8 @@ from turnkeep_store.backend import Area, Backend
 from turnkeep_store.errors import Damaged, UnsupportedFormat
 
 FORMAT_VERSION = 1
+ENCRYPTED_VERSION = 2
+"""The format of version 1, encrypted."""
 CONFIG_NAME = "repository"
 CONFIG_BYTES = 60
 
@@ -26,14 +28,14 @@ def exists(backend: Backend) -> bool:
     return True
 
 
-def encode(repository_id: bytes) -> bytes:
+def encode(repository_id: bytes, version: int = FORMAT_VERSION) -> bytes:
     """Return the bytes of a config."""
-    bare = _CONFIG.pack(_MAGIC, FORMAT_VERSION, repository_id, bytes(32))[:-32]
+    bare = _CONFIG.pack(_MAGIC, version, repository_id, bytes(32))[:-32]
     return bare + blake3(bare).digest()
 
 
-def decode(root: str, data: bytes) -> bytes:
-    """Return the repository's id.
+def decode(root: str, data: bytes) -> tuple[bytes, int]:
+    """Return the repository's id and version.
 
     Raises:
         Damaged: the bytes are not what was written.
@@ -44,6 +46,6 @@ def decode(root: str, data: bytes) -> bytes:
     magic, version, repository_id, _ = _CONFIG.unpack(data)
     if magic != _MAGIC:
         raise Damaged(f"{root}: its config does not begin as one")
-    if version != FORMAT_VERSION:
-        raise UnsupportedFormat(f"{root}: format {version}, this Turnkeep knows {FORMAT_VERSION}; upgrade")
-    return bytes(repository_id)
+    if version not in (FORMAT_VERSION, ENCRYPTED_VERSION):
+        raise UnsupportedFormat(f"{root}: format {version}, this Turnkeep knows {ENCRYPTED_VERSION}; upgrade")
+    return bytes(repository_id), version

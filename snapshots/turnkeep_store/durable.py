@@ -52,6 +52,8 @@ class Disk(Protocol):
 
     def read(self, path: str, offset: int, length: int) -> bytes: ...
 
+    def size(self, path: str) -> int: ...
+
     def list(self, path: str) -> list[tuple[str, int]]: ...
 
     def rename(self, source: str, target: str) -> None: ...
@@ -100,11 +102,12 @@ class DurableFile:
         with disk_errors("read", self._temporary):
             return self._file.read(offset, length)
 
-    def publish(self, name: str) -> None:
-        """Make the file durable under `name`, replacing what had that name.
+    def publish(self, name: str, *, replace: bool = False) -> None:
+        """Make the file durable under `name`.
 
         When this raises, the name was not made durable; the file is gone as far
-        as the disk allowed.
+        as the disk allowed. With `replace`, where another file has that name, the name
+        leads to one of the two, also when this raises.
         """
         target = os.path.join(self._directory, name)
         try:
@@ -123,8 +126,9 @@ class DurableFile:
             with disk_errors("sync the directory of", target):
                 self._disk.sync_directory(self._directory)
         except BaseException:
-            with contextlib.suppress(OSError):
-                self._disk.unlink(target)
+            if not replace:
+                with contextlib.suppress(OSError):
+                    self._disk.unlink(target)
             raise
 
     def discard(self) -> None:
@@ -274,6 +278,9 @@ class OsDisk:
             return os.pread(fd, length, offset)
         finally:
             os.close(fd)
+
+    def size(self, path: str) -> int:
+        return os.stat(path, follow_symlinks=False).st_size
 
     def list(self, path: str) -> list[tuple[str, int]]:
         files = []

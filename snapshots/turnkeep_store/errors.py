@@ -51,6 +51,14 @@ class Damaged(StoreError):
     """Stored bytes are not what was written: magic, length, checksum or digest differ."""
 
 
+class Headless(Damaged):
+    """A file does not even begin as what it should be."""
+
+
+class WrongKey(StoreError):
+    """A repository is encrypted, and the key is missing or another; or it is not encrypted."""
+
+
 class LimitExceeded(StoreError):
     """Input is larger, deeper or more numerous than the store accepts."""
 

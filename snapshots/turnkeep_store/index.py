@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from turnkeep_store import sql
 from turnkeep_store.errors import StoreFull, StoreIOError
 from turnkeep_store.ids import BlobId
 from turnkeep_store.pack import Located
@@ -73,11 +74,13 @@ class Index:
     """Blob id to locations. Safe for use by many threads at once.
 
     Every method raises `StoreFull` when the disk has no room, and otherwise
-    rebuilds a damaged index once before it raises `StoreIOError`.
+    rebuilds a damaged index once before it raises `StoreIOError`. With keys the file
+    is encrypted (see `sql`).
     """
 
-    def __init__(self, path: str, packs: Packs) -> None:
+    def __init__(self, path: str, packs: Packs, keys: Sequence[bytes] = ()) -> None:
         self._path = path
+        self._keys = keys
         self._packs = packs
         self._lock = threading.RLock()
         self._names: dict[int, str] = {}
@@ -85,11 +88,11 @@ class Index:
         try:
             self._connect()
             self._reconcile()
-        except sqlite3.Error as error:
+        except sql.ERRORS as error:
             self._heal(error)
 
     def close(self) -> None:
-        with self._lock, contextlib.suppress(sqlite3.Error):
+        with self._lock, contextlib.suppress(*sql.ERRORS):
             if self._connection is not None:
                 self._connection.close()
         self._connection = None
@@ -192,14 +195,14 @@ class Index:
         with self._lock:
             try:
                 return action(self._db())
-            except sqlite3.Error as error:
+            except sql.ERRORS as error:
                 self._heal(error)
             try:
                 return action(self._db())
-            except sqlite3.Error as error:
+            except sql.ERRORS as error:
                 raise self._failure(error) from error
 
-    def _heal(self, error: sqlite3.Error) -> None:
+    def _heal(self, error: Exception) -> None:
         if _is_full(error):
             raise self._failure(error) from error
         log.warning(
@@ -207,10 +210,10 @@ class Index:
         )
         try:
             self._recreate()
-        except sqlite3.Error as again:
+        except sql.ERRORS as again:
             raise self._failure(again) from again
 
-    def _failure(self, error: sqlite3.Error) -> StoreFull | StoreIOError:
+    def _failure(self, error: Exception) -> StoreFull | StoreIOError:
         if _is_full(error):
             return StoreFull(f"index {self._path}: {error}; free space, or prune, and repeat")
         return StoreIOError(f"index {self._path}: {error}; remove it, it is built anew from the packs")
@@ -223,7 +226,7 @@ class Index:
     def _connect(self) -> None:
         # SQLite would create it as the umask says; its -wal and -shm follow it.
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None, timeout=10)
+        db = sql.connect(self._path, self._keys)
         self._connection = db
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
@@ -288,10 +291,10 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
         yield
         db.execute("COMMIT")
     except BaseException:
-        with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(*sql.ERRORS):
             db.execute("ROLLBACK")
         raise
 
 
-def _is_full(error: sqlite3.Error) -> bool:
+def _is_full(error: Exception) -> bool:
     return getattr(error, "sqlite_errorname", "").startswith("SQLITE_FULL")

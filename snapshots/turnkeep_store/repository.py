@@ -13,16 +13,26 @@ from types import TracebackType
 from turnkeep_store import config
 from turnkeep_store.backend import Area, Backend, save
 from turnkeep_store.backend_local import LocalBackend
+from turnkeep_store.backend_sealed import SealedBackend
 from turnkeep_store.blobstore import BlobStore
 from turnkeep_store.codec import Compressor
 from turnkeep_store.directories import DirectoryCache
 from turnkeep_store.durable import Disk, Lock, OsDisk, disk_errors, make_directory_durably
-from turnkeep_store.errors import BlobNotFound, RepositoryExists, RepositoryNotFound
+from turnkeep_store.errors import (
+    BlobNotFound,
+    Damaged,
+    RepositoryExists,
+    RepositoryNotFound,
+    StoreError,
+    WrongKey,
+)
 from turnkeep_store.ids import BlobId, Digest, SnapshotId, TreeId
+from turnkeep_store.keys import KEYS_NAME, MAX_FILE_BYTES, Keyring, MasterKey
 from turnkeep_store.lease import Lease
 from turnkeep_store.pack import MAX_BLOBS
 from turnkeep_store.records import Records
 from turnkeep_store.snapshot import Json, Snapshot, encode
+from turnkeep_store.sql import require_encryption
 from turnkeep_store.tree import Directory
 from turnkeep_store.writer import BlobWriter, HashOnlySink
 
@@ -58,16 +68,25 @@ class Repository:
     """
 
     def __init__(
-        self, backend: Backend, *, repository_id: str, index_path: str, options: Options, lock: Lock | None
+        self,
+        backend: Backend,
+        *,
+        repository_id: str,
+        index_path: str,
+        options: Options,
+        lock: Lock | None,
+        keyring: Keyring | None = None,
     ) -> None:
         """Use `create`, `open` or `open_or_create`."""
         self.id = repository_id
-        self.format_version = config.FORMAT_VERSION
+        self.keyring = keyring
+        self.format_version = config.ENCRYPTED_VERSION if keyring else config.FORMAT_VERSION
         self.backend = backend
         self.options = options
         self._lock = lock
         backend.remove_leftovers()
-        self.blobs = BlobStore(backend, index_path, Compressor(options.compression_level))
+        index_keys = keyring.for_database(INDEX_NAME) if keyring else []
+        self.blobs = BlobStore(backend, index_path, Compressor(options.compression_level), index_keys)
         self.prune_lock = threading.Lock()
         self.records = Records(backend, self.blobs.leases)
         self._directories = DirectoryCache(self.blobs)
@@ -80,10 +99,12 @@ class Repository:
         options: Options | None = None,
         disk: Disk | None = None,
         index_path: str | None = None,
+        master: MasterKey | None = None,
     ) -> Repository:
         """Make a repository in a directory that is empty or not there, and open it.
 
-        After a crash in the middle there is none, and this can be repeated.
+        With `master` it is encrypted, and can only be opened with that key. After a
+        crash in the middle there is none, and this can be repeated.
 
         Raises:
             RepositoryExists: the directory holds something.
@@ -102,13 +123,16 @@ class Repository:
                 raise RepositoryExists(f"{root}: not empty; open it, or choose another place")
             backend.make_folders()
             repository_id = secrets.token_bytes(16)
-            save(backend, Area.CONFIG, config.CONFIG_NAME, config.encode(repository_id))
+            keyring = _new_keyring(backend, repository_id, master) if master is not None else None
+            version = config.ENCRYPTED_VERSION if keyring else config.FORMAT_VERSION
+            save(backend, Area.CONFIG, config.CONFIG_NAME, config.encode(repository_id, version))
             return cls(
-                backend,
+                SealedBackend(backend, keyring) if keyring else backend,
                 repository_id=repository_id.hex(),
                 index_path=index_path or os.path.join(root, INDEX_NAME),
                 options=options or Options(),
                 lock=lock,
+                keyring=keyring,
             )
 
     @classmethod
@@ -119,6 +143,7 @@ class Repository:
         options: Options | None = None,
         disk: Disk | None = None,
         index_path: str | None = None,
+        master: MasterKey | None = None,
     ) -> Repository:
         """Open a repository and hold it until `close` or the end of the process.
 
@@ -127,6 +152,7 @@ class Repository:
         Raises:
             RepositoryNotFound: there is none here.
             RepositoryLocked: another process has it open.
+            WrongKey: it is encrypted, and not with this key; or a key is given, and it is not.
             UnsupportedFormat: a newer version made it.
             Damaged: its config is not what was written.
         """
@@ -139,12 +165,15 @@ class Repository:
             lock = disk.lock(os.path.join(root, LOCK_NAME))
         with _released_on_error(lock):
             data = backend.read(Area.CONFIG, config.CONFIG_NAME, 0, config.CONFIG_BYTES + 1)
+            repository_id, version = config.decode(root, data)
+            keyring = _read_keyring(root, backend, repository_id, version, master)
             return cls(
-                backend,
-                repository_id=config.decode(root, data).hex(),
+                SealedBackend(backend, keyring) if keyring else backend,
+                repository_id=repository_id.hex(),
                 index_path=index_path or os.path.join(root, INDEX_NAME),
                 options=options or Options(),
                 lock=lock,
+                keyring=keyring,
             )
 
     @classmethod
@@ -155,12 +184,13 @@ class Repository:
         options: Options | None = None,
         disk: Disk | None = None,
         index_path: str | None = None,
+        master: MasterKey | None = None,
     ) -> Repository:
         """Open the repository, or create it where there is none."""
         try:
-            return cls.open(path, options=options, disk=disk, index_path=index_path)
+            return cls.open(path, options=options, disk=disk, index_path=index_path, master=master)
         except RepositoryNotFound:
-            return cls.create(path, options=options, disk=disk, index_path=index_path)
+            return cls.create(path, options=options, disk=disk, index_path=index_path, master=master)
 
     def close(self) -> None:
         """End all leases and let go of the repository. Closing twice does nothing."""
@@ -290,6 +320,38 @@ class Repository:
             stored_bytes=totals.stored_bytes,
             raw_bytes=totals.raw_bytes,
         )
+
+
+def _new_keyring(backend: Backend, repository_id: bytes, master: MasterKey) -> Keyring:
+    require_encryption()
+    keyring = Keyring.new(repository_id)
+    save_keyring(backend, keyring, master)
+    return keyring
+
+
+def save_keyring(backend: Backend, keyring: Keyring, master: MasterKey) -> None:
+    """Make a keyring that of a repository; at any time there is the one before or this one."""
+    save(backend, Area.CONFIG, KEYS_NAME, keyring.seal(master), replace=True)
+
+
+def _read_keyring(
+    root: str, backend: Backend, repository_id: bytes, version: int, master: MasterKey | None
+) -> Keyring | None:
+    if version == config.FORMAT_VERSION:
+        if master is not None:
+            raise WrongKey(f"{root}: a key is set, and this repository is not encrypted; begin a new one")
+        return None
+    if master is None:
+        raise WrongKey(f"{root}: this repository is encrypted; set its key")
+    require_encryption()
+    try:
+        data = backend.read(Area.CONFIG, KEYS_NAME, 0, MAX_FILE_BYTES)
+    except FileNotFoundError:
+        raise Damaged(f"{root}: config/keys is gone; put back a copy of it") from None
+    try:
+        return Keyring.unseal(data, master, repository_id)
+    except StoreError as error:
+        raise type(error)(f"{root}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -83,6 +83,12 @@ class PowerCutDisk:
             raise FileNotFoundError(errno.ENOENT, "no such file", path)
         return bytes(folder.names[name].data[offset : offset + length])
 
+    def size(self, path: str) -> int:
+        folder, name = self._where(path)
+        if name not in folder.names:
+            raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        return len(folder.names[name].data)
+
     def list(self, path: str) -> list[tuple[str, int]]:
         return [(name, len(inode.data)) for name, inode in self._folder(path).names.items()]
 
@@ -213,6 +219,9 @@ class FaultyDisk:
         if self.only == "read":
             self._step("read", path)
         return self._inner.read(path, offset, length)
+
+    def size(self, path: str) -> int:
+        return self._inner.size(path)
 
     def list(self, path: str) -> list[tuple[str, int]]:
         return self._inner.list(path)

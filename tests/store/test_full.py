@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from turnkeep_store.check import check
 from turnkeep_store.errors import StoreError, StoreFull, StoreIOError
+from turnkeep_store.keys import MasterKey
 from turnkeep_store.prune import prune
 from turnkeep_store.repository import Repository
 
@@ -26,11 +27,12 @@ def _delete_and_prune(repo: Repository) -> None:
     prune(repo, max_unused_fraction=0.0)
 
 
+@pytest.mark.parametrize("master", [None, MasterKey.new()], ids=["plain", "encrypted"])
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO], ids=errno.errorcode.get)
-def test_commit_fails_at_each_call(in_memory: Path, error: int) -> None:
+def test_commit_fails_at_each_call(in_memory: Path, error: int, master: MasterKey | None) -> None:
     expected = StoreIOError if error == errno.EIO else StoreFull
     disk = FaultyDisk()
-    with Repository.create(in_memory / "repo", options=SMALL, disk=disk) as repo:
+    with Repository.create(in_memory / "repo", options=SMALL, disk=disk, master=master) as repo:
         first = commit(repo, FIRST)
         skip = 0
         while True:
@@ -52,7 +54,7 @@ def test_commit_fails_at_each_call(in_memory: Path, error: int) -> None:
         prune(repo, max_unused_fraction=0.0)
     if error != errno.EIO:  # a full disk can still unlink
         assert not list((in_memory / "repo").rglob("tmp-*"))
-    with Repository.open(in_memory / "repo") as repo:
+    with Repository.open(in_memory / "repo", master=master) as repo:
         assert not list((in_memory / "repo").rglob("tmp-*"))
         assert get_tree(repo, repo.snapshots()[0].tree) == FIRST
         assert check(repo).ok

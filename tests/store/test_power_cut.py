@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from turnkeep_store import rotation
 from turnkeep_store.check import check, rebuild_index
 from turnkeep_store.errors import RepositoryNotFound, StoreIOError
 from turnkeep_store.ids import SnapshotId
+from turnkeep_store.keys import MasterKey
 from turnkeep_store.prune import prune
 from turnkeep_store.repository import Repository
 
@@ -36,9 +38,12 @@ class World:
     unsure: set[SnapshotId] = field(default_factory=set)
     deleted: set[SnapshotId] = field(default_factory=set)
     repo: Repository | None = None
+    master: MasterKey | None = None
 
     def open(self) -> Repository:
-        self.repo = Repository.open_or_create(ROOT, options=SMALL, disk=self.disk, index_path=str(self.index))
+        self.repo = Repository.open_or_create(
+            ROOT, options=SMALL, disk=self.disk, index_path=str(self.index), master=self.master
+        )
         return self.repo
 
     def commit(self, files: Files) -> SnapshotId:
@@ -60,6 +65,8 @@ class World:
         repo = self.open()
         first = self.commit(FIRST)
         self.keep_stale_index()
+        if self.master is not None:
+            self.rotate(self.master)
         second = self.commit(SECOND)
         self.delete(first)
         prune(repo, max_unused_fraction=0.0)
@@ -68,6 +75,12 @@ class World:
         self.delete(second)
         prune(repo, max_unused_fraction=0.0)
         self.commit(FIRST)
+
+    def rotate(self, master: MasterKey) -> None:
+        assert self.repo is not None
+        rotation.add_data_key(self.repo, master)
+        assert rotation.reseal(self.repo).files > 1
+        assert rotation.drop_old_keys(self.repo, master) == 1
 
     def keep_stale_index(self) -> None:
         assert self.repo is not None
@@ -87,7 +100,9 @@ class World:
 
     def verify(self) -> None:
         """All that was promised is there, and nothing is damaged."""
-        with Repository.open(ROOT, options=SMALL, disk=self.disk, index_path=str(self.index)) as repo:
+        with Repository.open(
+            ROOT, options=SMALL, disk=self.disk, index_path=str(self.index), master=self.master
+        ) as repo:
             there = {snapshot.id: snapshot for snapshot in repo.snapshots()}
             for name, files in self.promised.items():
                 assert get_tree(repo, there[name].tree) == files
@@ -96,18 +111,19 @@ class World:
             assert report.ok, report.damage
 
 
-def _length(in_memory: Path) -> int:
-    world = World(in_memory / "measure.sqlite")
+def _length(in_memory: Path, master: MasterKey | None = None) -> int:
+    world = World(in_memory / "measure.sqlite", master=master)
     world.scenario()
     return world.disk.calls
 
 
+@pytest.mark.parametrize("master", [None, MasterKey.new()], ids=["plain", "encrypted"])
 @pytest.mark.parametrize("seed", range(4))
-def test_cut_at_every_call(in_memory: Path, seed: int) -> None:
-    length = _length(in_memory)
+def test_cut_at_every_call(in_memory: Path, seed: int, master: MasterKey | None) -> None:
+    length = _length(in_memory, master)
     assert length > 80
     for cut_at in range(length + 1):
-        world = World(in_memory / f"{cut_at}.sqlite")
+        world = World(in_memory / f"{cut_at}.sqlite", master=master)
         rng = random.Random(seed * 100_000 + cut_at)
         world.disk.cut_at = cut_at
         try:

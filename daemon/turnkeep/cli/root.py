@@ -21,6 +21,7 @@ from turnkeep.cli import (
     fork,
     install,
     journal,
+    key,
     log,
     ps,
     restore,
@@ -99,6 +100,7 @@ for module in (serve, attach, ps, log, show, diff, events, restore, fork, execut
 app.add_typer(checkpoint.group, name="checkpoint")
 app.add_typer(turn.group, name="turn")
 app.add_typer(journal.group, name="journal")
+app.add_typer(key.group, name="key")
 
 
 def main() -> None:

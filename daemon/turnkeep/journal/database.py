@@ -22,6 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from turnkeep_store import sql
+
 from turnkeep.errors import ResourceExhausted, StoreDamaged
 from turnkeep.journal.chain import GENESIS, Head, Row, link, problems
 from turnkeep.journal.changes import Change, Delete, Happened, Intent, Put, from_row, to_row
@@ -63,14 +65,19 @@ CREATE INDEX IF NOT EXISTS checkpoint_sizes ON projection (
 
 
 class Journal:
-    """The journal of one state directory. Used from any thread; one process at a time."""
+    """The journal of one state directory. Used from any thread; one process at a time.
 
-    def __init__(self, path: Path) -> None:
+    With keys the file is encrypted with the first of them (see `turnkeep_store.sql`).
+    """
+
+    def __init__(self, path: Path, keys: Sequence[bytes] = ()) -> None:
         self._lock = threading.RLock()
         self._listeners: list[Callable[[Event], None]] = []
         self._path = path
         self._head: Head | None = None
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
+        self._keys = keys
+        with _damage(path):
+            self._db = sql.connect(str(path), keys)
         try:
             with _damage(path):
                 self._db.execute("PRAGMA journal_mode=WAL")
@@ -188,7 +195,7 @@ class Journal:
         """
         heads = [self.head(), *([kept] if kept is not None else [])]
         uri = f"{self._path.absolute().as_uri()}?mode=ro"
-        with _damage(self._path), closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
+        with _damage(self._path), closing(sql.connect(uri, self._keys[:1], uri=True)) as db:
             db.execute("BEGIN")
             found = list(problems(_all_rows(db), heads))
             if not found and _projected(db) != _projections(db):
@@ -373,7 +380,7 @@ class Journal:
                     self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except sql.ERRORS as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             if "full" in str(error):
@@ -453,7 +460,7 @@ def _check_integrity(database: sqlite3.Connection) -> None:
 def _damage(path: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.DatabaseError as error:
+    except sql.DATABASE_ERRORS as error:
         raise StoreDamaged(
             f"the journal cannot be read: {error}",
             object=str(path),

@@ -46,7 +46,8 @@ NO_CRIU = "CRIU is not there"
 class Processes:
     """Captures and restores processes, or knows why that cannot be. Used from any thread."""
 
-    def __init__(self, settings: ProcessSettings, run_dir: Path) -> None:
+    def __init__(self, settings: ProcessSettings, run_dir: Path, *, on_disk: bool = True) -> None:
+        """Start what captures. Without `on_disk`, images never lie on the disk unencrypted."""
         self.settings = settings
         self.run_dir = run_dir
         self.cache = BlobCache(settings.cache_bytes)
@@ -57,11 +58,11 @@ class Processes:
         self._criu_bin = ""
         self.degraded = ""
         try:
-            self._start(run_dir)
+            self._start(run_dir, run_dir if on_disk else None)
         except (TurnkeepError, OSError) as error:
             self.degraded = f"processes are not captured: {error}"
 
-    def _start(self, run_dir: Path) -> None:
+    def _start(self, run_dir: Path, disk: Path | None) -> None:
         if not self.settings.enabled:
             raise Unsupported("process.enabled is off")
         criu = find_criu(self.settings.criu)
@@ -71,7 +72,7 @@ class Processes:
         for left in (*run_dir.glob("images-*"), *run_dir.glob("whole-*")):
             shutil.rmtree(left, ignore_errors=True)
         self._launcher = Launcher(criu, run_dir / "criu")
-        engine = InSandbox(self._launcher, self.settings.image_bytes, run_dir)
+        engine = InSandbox(self._launcher, self.settings.image_bytes, disk)
         with _open_process(os.getpid()) as own:
             engine.prime(Place(init=own))
         self._engine = engine

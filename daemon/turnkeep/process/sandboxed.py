@@ -148,19 +148,29 @@ class Waiting:
 class InSandbox:
     """The engine that works inside running sandboxes. Used from any thread.
 
-    Images that take more than `image_bytes` go to the folder `disk` instead of memory.
+    Images that take more than `image_bytes` go to the folder `disk` instead of memory,
+    and are refused without one.
     `cache` is what CRIU found out about this kernel, as it wrote it itself in a
     run of our own (see `prime`): finding out takes it longer than many a dump.
     """
 
     launcher: Launcher
     image_bytes: int
-    disk: Path
+    disk: Path | None
     cache: bytes = field(default=b"", repr=False)
 
     def new_images(self, name: str = ".", *, expected_bytes: int = 0) -> Images:
-        """Make an empty folder for a tree's images: in memory, or on the disk if they are too large."""
+        """Make an empty folder for a tree's images: in memory, or on the disk if they are too large.
+
+        Raises:
+            CriuFailed: they are, and must not lie on the disk.
+        """
         if expected_bytes > self.image_bytes:
+            if self.disk is None:
+                raise CriuFailed(
+                    f"its images of {expected_bytes} bytes do not fit into process.image_bytes,"
+                    " and are not put on the disk, as the state is encrypted"
+                )
             return Images.on_disk(self.disk)
         return Images.in_memory(self.image_bytes, name)
 

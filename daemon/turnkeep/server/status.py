@@ -80,6 +80,10 @@ def translate(error: BaseException) -> TurnkeepError:
             )
         case store.Damaged() | store.BlobNotFound():
             return StoreDamaged(str(error), object="store", hint="turnkeep check says what is affected")
+        case store.WrongKey():
+            return InvalidRequest(
+                str(error), object="encryption_key", hint="docs/safety.md, Encryption at rest"
+            )
         case store.LimitExceeded():
             return ResourceExhausted(str(error), object="store")
         case store.SnapshotNotFound():
