@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -118,3 +119,20 @@ def box(make: Callable[..., Box]) -> Box:
 def folder(tmp_path: Path) -> Path:
     """A folder of the host's."""
     return tmp_path
+
+
+@pytest.fixture
+def small_disk(
+    engine: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Path]]:
+    """Mounts small file systems, of a size and with as many inodes as tmpfs is told."""
+    with contextlib.ExitStack() as mounted:
+
+        def mount(options: str) -> Path:
+            # Short: a socket's path has at most 107 bytes.
+            folder = tmp_path_factory.mktemp("small")
+            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "small", str(folder)], check=True)
+            mounted.callback(subprocess.run, ["umount", str(folder)], check=True)
+            return folder
+
+        yield mount

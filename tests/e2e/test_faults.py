@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,19 +16,11 @@ from turnkeep.model import TurnState
 from tests.e2e.harness import Box, Daemon, turn, wait_until
 
 
-@pytest.fixture
-def small_disk(engine: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file system of 24 MiB."""
-    folder = tmp_path_factory.mktemp("small")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "small", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_fails_turns_clearly_and_passes(small_disk: Path, box: Box) -> None:
-    daemon = Daemon(small_disk)
+def test_a_full_disk_fails_turns_clearly_and_passes(small_disk: Callable[[str], Path], box: Box) -> None:
+    folder = small_disk("size=24m")
+    daemon = Daemon(folder)
     daemon.start()
-    ballast = small_disk / "ballast"
+    ballast = folder / "ballast"
     try:
         with daemon.connect() as tk:
             sandbox = tk.attach(box.name)
@@ -70,8 +61,8 @@ def _fill(path: Path) -> None:
     assert os.statvfs(path).f_bavail == 0
 
 
-def test_a_harness_state_that_does_not_fit_is_refused(small_disk: Path, box: Box) -> None:
-    daemon = Daemon(small_disk)
+def test_a_harness_state_that_does_not_fit_is_refused(small_disk: Callable[[str], Path], box: Box) -> None:
+    daemon = Daemon(small_disk("size=24m"))
     daemon.start()
     try:
         with daemon.connect() as tk:
