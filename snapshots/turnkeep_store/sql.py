@@ -21,9 +21,12 @@ except ImportError:
 _OURS: tuple[type[Exception], ...] = (sqlcipher.Error,) if sqlcipher is not None else ()
 _OURS_DATABASE: tuple[type[Exception], ...] = (sqlcipher.DatabaseError,) if sqlcipher is not None else ()
 
-ERRORS: tuple[type[Exception], ...] = (sqlite3.Error, *_OURS)
-"""What statements raise: `sqlite3.Error`, or SQLCipher's of that name."""
-DATABASE_ERRORS: tuple[type[Exception], ...] = (sqlite3.DatabaseError, *_OURS_DATABASE)
+ERRORS: tuple[type[Exception], ...] = (sqlite3.Error, UnicodeDecodeError, *_OURS)
+"""What statements raise: `sqlite3.Error`, or SQLCipher's of that name.
+
+What SQLite says of a damaged schema quotes it, and need not be UTF-8 then.
+"""
+DATABASE_ERRORS: tuple[type[Exception], ...] = (sqlite3.DatabaseError, UnicodeDecodeError, *_OURS_DATABASE)
 """What they raise for everything but a wrong use of the interface."""
 
 

@@ -24,7 +24,6 @@ from tests.conftest import IMAGE
 from tests.e2e.harness import Box, Daemon, make_box, turn, wait_until
 from tests.runtime.engines import OwnEngine, own_engine
 
-
 LARGE = "import os, time; kept = os.urandom(40000000); open('/ready', 'w'); time.sleep(1000)"
 
 

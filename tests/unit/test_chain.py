@@ -177,3 +177,32 @@ def test_a_journal_of_version_1_gets_a_chain(version_1: Path) -> None:
         head = journal.head()
         journal.append("more", "")
     assert _verified(version_1, head) == []
+
+
+def test_bytes_all_over_the_file(path: Path, tmp_path: Path) -> None:
+    """Whatever byte is changed or however much is cut: what was recorded, or an error, or a problem found."""
+    with Journal(path) as journal:
+        recorded, tables, head = journal.rows(), journal.projections(), journal.head()
+    original = path.read_bytes()
+    other = tmp_path / "changed.sqlite"
+    refused = found = 0
+    for position in range(0, len(original), 31):
+        flipped = bytearray(original)
+        flipped[position] ^= 1 << position % 8
+        for data in (
+            (bytes(flipped), original[:position]) if position % 8 == 0 and position else (bytes(flipped),)
+        ):
+            for suffix in ("", "-wal", "-shm"):
+                other.with_name(other.name + suffix).unlink(missing_ok=True)
+            other.write_bytes(data)
+            try:
+                with Journal(other) as journal:
+                    problems = journal.verify(head)
+                    same = (journal.rows(), journal.projections()) == (recorded, tables)
+            except StoreDamaged:
+                refused += 1
+                continue
+            found += bool(problems)
+            assert same or problems, position
+    assert refused > 10
+    assert found > 10

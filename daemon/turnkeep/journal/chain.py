@@ -73,7 +73,7 @@ def problems(rows: Iterable[tuple[Row, bytes]], kept: Iterable[Head] = ()) -> It
         if row[0] != at.sequence + 1:
             found += 1
             yield _missing(at.sequence + 1, row[0] - 1)
-        elif link(at.hash, row) != stored:
+        elif not _is_row(row) or link(at.hash, row) != stored:
             found += 1
             yield f"event {row[0]} ({row[2]}): it, or the one before it, is not what was recorded"
         at = Head(row[0], stored)
@@ -85,6 +85,12 @@ def problems(rows: Iterable[tuple[Row, bytes]], kept: Iterable[Head] = ()) -> It
             return
     if (last := max(heads, default=0)) > at.sequence:
         yield _missing(at.sequence + 1, last) + ": the journal was cut, or is another one"
+
+
+def _is_row(row: tuple[object, ...]) -> bool:
+    """Whether an event's values have the types that were recorded: SQLite lets any stand anywhere."""
+    kinds = (int, int, str, (str, type(None)), str, int, str, str, str)
+    return all(isinstance(value, kind) for value, kind in zip(row, kinds, strict=True))
 
 
 def _missing(first: int, last: int) -> str:
