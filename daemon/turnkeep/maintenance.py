@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from turnkeep_store.backend import ASIDE
 from turnkeep_store.check import CheckReport, check, rebuild_index
 from turnkeep_store.prune import prune
+from turnkeep_store.repair import repair
 
 from turnkeep.config import check_policy
 from turnkeep.coordinator.deps import run
 from turnkeep.coordinator.registry import Registry
 from turnkeep.errors import Conflict, TurnkeepError
-from turnkeep.model import RetentionPolicy
+from turnkeep.model import CheckpointId, RetentionPolicy
 from turnkeep.retention import to_delete
 
 Progress = Callable[[str, int, int], None]
@@ -80,6 +82,39 @@ async def _unpin(registry: Registry) -> None:
             await run(deps.pools.engine, deps.engine.unpin_image, image_id)
         except TurnkeepError:
             continue
+
+
+async def repair_store(registry: Registry, progress: Progress) -> list[str]:
+    """Save what is sound of damaged packs, and delete checkpoints whose record is damaged.
+
+    Returns what was done, in sentences; what is lost for good is what a check finds afterwards.
+    """
+    deps = registry.deps
+    report = await run(deps.pools.long, repair, deps.repository, progress)
+    said = ["the index was made anew from the packs"]
+    if report.packs:
+        aside = ", ".join(f"{name[:12]}…{ASIDE}" for name in report.packs)
+        said.append(
+            f"{report.saved_blobs} sound blobs of damaged packs saved; the packs are set aside: {aside}"
+        )
+    for name in report.records:
+        checkpoint = deps.journal.checkpoint(CheckpointId(name))
+        if checkpoint is None:
+            await run(deps.pools.commit, deps.repository.delete, name)
+            said.append(
+                f"record {name[:12]} was damaged and is deleted; the journal knows no such checkpoint"
+            )
+            continue
+        try:
+            await registry.delete_checkpoint(checkpoint)
+            said.append(f"checkpoint {name[:12]} is lost: its record was damaged, and is deleted")
+        except Conflict as error:
+            said.append(
+                f"checkpoint {name[:12]} is lost, its record being damaged, and stays listed:"
+                f" {error.message}; take another checkpoint there and repair again"
+            )
+    await run(deps.pools.journal, deps.journal.rebuild)
+    return said
 
 
 async def check_store(

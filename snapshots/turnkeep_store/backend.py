@@ -8,6 +8,9 @@ from typing import Protocol
 
 from turnkeep_store.durable import Bytes
 
+ASIDE = ".damaged"
+"""What is put behind the name of a file that is set aside."""
+
 
 class Area(enum.StrEnum):
     """The folders of a repository. Their names are part of the format."""
@@ -81,6 +84,14 @@ class Backend(Protocol):
 
     def delete(self, area: Area, names: Iterable[str]) -> None:
         """Remove files; on return none comes back. Names that are not there are passed over."""
+        ...
+
+    def set_aside(self, area: Area, name: str) -> None:
+        """Give a file a name that no reader takes; on return it has it for good. Its bytes stay.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
         ...
 
     def remove_leftovers(self) -> int:

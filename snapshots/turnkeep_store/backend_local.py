@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 
-from turnkeep_store.backend import Area, NewFile
+from turnkeep_store.backend import ASIDE, Area, NewFile
 from turnkeep_store.durable import (
     TEMPORARY,
     Disk,
@@ -51,6 +51,12 @@ class LocalBackend:
 
     def delete(self, area: Area, names: Iterable[str]) -> None:
         remove_durably(self._disk, self._folder(area), names)
+
+    def set_aside(self, area: Area, name: str) -> None:
+        path = os.path.join(self._folder(area), name)
+        with disk_errors("rename", path), _reading(path):
+            self._disk.rename(path, path + ASIDE)
+            self._disk.sync_directory(self._folder(area))
 
     def remove_leftovers(self) -> int:
         return sum(remove_leftovers(self._disk, self._folder(area)) for area in Area)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 
-from turnkeep_store.backend import Area, NewFile
+from turnkeep_store.backend import ASIDE, Area, NewFile
 from turnkeep_store.durable import Bytes
 
 
@@ -33,6 +33,12 @@ class MemoryBackend:
         with self.lock:
             for name in names:
                 self.files.pop((area, name), None)
+
+    def set_aside(self, area: Area, name: str) -> None:
+        data = self._content(area, name)
+        with self.lock:
+            self.files[area, name + ASIDE] = data
+            del self.files[area, name]
 
     def remove_leftovers(self) -> int:
         return 0

@@ -99,6 +99,10 @@ class SealedBackend:
         for name in names:
             self._forget(area, name)
 
+    def set_aside(self, area: Area, name: str) -> None:
+        self.inner.set_aside(area, name)
+        self._forget(area, name)
+
     def remove_leftovers(self) -> int:
         return self.inner.remove_leftovers()
 

@@ -31,6 +31,8 @@ class StorePoint(enum.StrEnum):
     """A snapshot's record is on the disk; nobody was told."""
     PACKS_DROPPED = "store.packs-dropped"
     """Packs that nobody needs are out of the index, and still on the disk."""
+    BLOBS_SAVED = "store.blobs-saved"
+    """The sound blobs of a damaged pack lie in a new one; it is still there."""
     PACKS_DELETED = "store.packs-deleted"
     """Packs that nobody needs are gone."""
 

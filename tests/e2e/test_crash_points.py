@@ -59,6 +59,9 @@ def test_a_kill(point: StrEnum, scenes: tuple[Scenes, set[int]], engine: docker.
     spoilt.add(id(scene))
     _bring_about(scene, case, point)
     _start_again(scene)
+    if case.again:
+        with scene.daemon.connect() as tk:
+            case.act(scene, tk)
     _assert_settled(scene)
     _assert_nothing_left(scene, engine)
     _assert_all_is_kept(scene)

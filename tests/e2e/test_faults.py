@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from turnkeep.client.sync import Client
-from turnkeep.errors import ResourceExhausted, TurnkeepError
+from turnkeep.errors import ExitCode, ResourceExhausted, TurnkeepError
 from turnkeep.model import TurnState
 
 from tests.e2e.harness import Box, Daemon, turn, wait_until
@@ -181,3 +181,30 @@ def test_a_folder_swapped_for_a_symlink_in_a_tight_loop_reaches_nothing_outside(
     for change in sandbox.diff(sandbox.checkpoints()[0].id):
         assert "secret" not in change.path or str(secret) in change.path
     assert tk.check().ok
+
+
+def test_a_damaged_store_is_repaired(own_daemon: Daemon, box: Box) -> None:
+    with own_daemon.connect() as tk:
+        sandbox = tk.attach(box.name)
+        first = turn(box, sandbox, "echo first > /a")
+        pack, *_ = (own_daemon.state / "store" / "packs").iterdir()
+        second = turn(box, sandbox, "echo second > /a")
+        assert own_daemon.cli("check").returncode == 0
+        data = bytearray(pack.read_bytes())
+        data[-60] ^= 1  # in its table of contents
+        pack.write_bytes(data)
+        assert own_daemon.cli("check", check=False).returncode == ExitCode.DAMAGED
+        done = own_daemon.cli("check", "--repair")
+        assert "sound blobs of damaged packs saved" in done.stdout
+        assert list(pack.parent.glob("*.damaged"))
+
+        assert first.checkpoint_id is not None
+        (own_daemon.state / "store" / "snapshots" / first.checkpoint_id).write_bytes(b"")
+        done = own_daemon.cli("check", "--repair")
+        assert f"checkpoint {first.checkpoint_id[:12]} is lost" in done.stdout
+        assert own_daemon.cli("check").returncode == 0
+        assert [each.turn for each in sandbox.checkpoints()][-1:] == [second.number]
+        assert first.checkpoint_id not in {each.id for each in sandbox.checkpoints()}
+        sandbox.restore(turn=second.number)
+        assert box.sh("cat /a") == "second\n"
+        assert own_daemon.cli("check", "--journal").returncode == 0

@@ -58,6 +58,13 @@ def check(
     rebuild_index: Annotated[
         bool, typer.Option("--rebuild-index", help="First make the index anew from the packs.")
     ] = False,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="First save what is sound of damaged packs, and delete checkpoints whose record is damaged.",
+        ),
+    ] = False,
     live: Annotated[
         str,
         typer.Option(
@@ -78,7 +85,7 @@ def check(
     json: JsonFlag = False,
 ) -> None:
     """Verify everything in the store. Exits with 8 when something is damaged."""
-    if (live or journal) and (skip_data or rebuild_index or (live and journal)):
+    if (live or journal) and (skip_data or rebuild_index or repair or (live and journal)):
         raise InvalidRequest("--live and --journal look at no store", hint="leave out the other options")
     if head and not journal:
         raise InvalidRequest("--head is for --journal", hint="add --journal")
@@ -88,6 +95,7 @@ def check(
         found = tk.check(
             skip_data=skip_data,
             rebuild_index=rebuild_index,
+            repair=repair,
             live=live,
             journal=journal,
             head=kept,
@@ -96,6 +104,8 @@ def check(
     if json:
         printing.emit(found)
     else:
+        for sentence in found.repaired:
+            run.out.print(f"repaired: {sentence}", soft_wrap=True, highlight=False)
         for problem in found.problems:
             run.out.print(printing.styled(problem, "red"), soft_wrap=True)
         _verdict(run, found, live)

@@ -335,12 +335,13 @@ def prune(policy: RetentionPolicy | None, *, dry_run: bool) -> Stream[values.Pro
 
 
 def check(
-    *, skip_data: bool, rebuild_index: bool, live: str, journal: bool, head: str
+    *, skip_data: bool, rebuild_index: bool, repair: bool, live: str, journal: bool, head: str
 ) -> Stream[values.Progress | values.CheckResult]:
     """Verify the store, or the journal, or what was reported of a sandbox's changes."""
     request = pb.CheckStoreRequest(
         skip_data=skip_data,
         rebuild_index=rebuild_index,
+        repair=repair,
         live_sandbox=live,
         journal=journal,
         journal_head=head,

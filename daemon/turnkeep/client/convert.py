@@ -273,6 +273,7 @@ def check_step(message: pb.CheckStoreResponse) -> values.Progress | values.Check
         index_rebuilt=result.index_rebuilt,
         followed=tuple(result.followed),
         journal_head=result.journal_head,
+        repaired=tuple(result.repaired),
     )
 
 

@@ -148,6 +148,7 @@ class Client:
         *,
         skip_data: bool = False,
         rebuild_index: bool = False,
+        repair: bool = False,
         live: str = "",
         journal: bool = False,
         head: str = "",
@@ -155,13 +156,20 @@ class Client:
     ) -> values.CheckResult:
         """Verify everything in the store. Damage is in the result, not raised.
 
-        With `rebuild_index`, the index is first made anew from the packs. With the
+        With `rebuild_index`, the index is first made anew from the packs; with `repair`,
+        also what is sound of damaged packs is saved, and checkpoints whose record is
+        damaged are deleted. With the
         name of a sandbox as `live`, what was reported of its changes is compared
         with a scan of its files instead. With `journal`, its events are, with the
         hashes that hold them together, and with a `head` that an earlier result had.
         """
         request = calls.check(
-            skip_data=skip_data, rebuild_index=rebuild_index, live=live, journal=journal, head=head
+            skip_data=skip_data,
+            rebuild_index=rebuild_index,
+            repair=repair,
+            live=live,
+            journal=journal,
+            head=head,
         )
         return self._link.work(request, on_progress)
 

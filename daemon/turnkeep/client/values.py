@@ -272,6 +272,8 @@ class CheckResult:
     """With a live sandbox: the mounts that are followed, and so were compared."""
     journal_head: str = ""
     """With the journal: its last event, NUMBER:HASH, to be kept elsewhere."""
+    repaired: tuple[str, ...] = ()
+    """With a repair: what was done. What is lost for good is among the problems."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any
 
 from blake3 import blake3
@@ -89,7 +90,7 @@ def problems(rows: Iterable[tuple[Row, bytes]], kept: Iterable[Head] = ()) -> It
 
 def _is_row(row: tuple[object, ...]) -> bool:
     """Whether an event's values have the types that were recorded: SQLite lets any stand anywhere."""
-    kinds = (int, int, str, (str, type(None)), str, int, str, str, str)
+    kinds: tuple[type | UnionType, ...] = (int, int, str, str | None, str, int, str, str, str)
     return all(isinstance(value, kind) for value, kind in zip(row, kinds, strict=True))
 
 

@@ -330,6 +330,7 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
                 return await self._check_live(request.live_sandbox)
             if request.journal:
                 return await self._check_journal(request.journal_head)
+            repaired = await maintenance.repair_store(self._registry, progress) if request.repair else []
             report = await maintenance.check_store(
                 self._registry,
                 read_data=not request.skip_data,
@@ -344,6 +345,7 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
                 blobs=report.blobs,
                 bytes=size.stored_bytes,
                 index_rebuilt=request.rebuild_index,
+                repaired=repaired,
             )
 
         async for step in with_progress(work):

@@ -2382,6 +2382,7 @@ class CheckStoreRequest(_message.Message):
     LIVE_SANDBOX_FIELD_NUMBER: _builtins.int
     JOURNAL_FIELD_NUMBER: _builtins.int
     JOURNAL_HEAD_FIELD_NUMBER: _builtins.int
+    REPAIR_FIELD_NUMBER: _builtins.int
     skip_data: _builtins.bool
     """Verify structure only, do not read file content."""
     rebuild_index: _builtins.bool
@@ -2398,6 +2399,10 @@ class CheckStoreRequest(_message.Message):
     """With journal: the last event's number and hash as they were at some time, in
     the form of CheckResult.journal_head. Without it a cut tail goes unseen.
     """
+    repair: _builtins.bool
+    """First save what is sound of damaged packs, and delete checkpoints whose
+    record is damaged. What is lost for good is what is found then.
+    """
     def __init__(
         self,
         *,
@@ -2406,10 +2411,11 @@ class CheckStoreRequest(_message.Message):
         live_sandbox: _builtins.str = ...,
         journal: _builtins.bool = ...,
         journal_head: _builtins.str = ...,
+        repair: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal", "journal_head", b"journal_head", "live_sandbox", b"live_sandbox", "rebuild_index", b"rebuild_index", "skip_data", b"skip_data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal", "journal_head", b"journal_head", "live_sandbox", b"live_sandbox", "rebuild_index", b"rebuild_index", "repair", b"repair", "skip_data", b"skip_data"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2461,6 +2467,7 @@ class CheckResult(_message.Message):
     INDEX_REBUILT_FIELD_NUMBER: _builtins.int
     FOLLOWED_FIELD_NUMBER: _builtins.int
     JOURNAL_HEAD_FIELD_NUMBER: _builtins.int
+    REPAIRED_FIELD_NUMBER: _builtins.int
     ok: _builtins.bool
     """Whether all is well."""
     checkpoints: _builtins.int
@@ -2483,6 +2490,10 @@ class CheckResult(_message.Message):
     def followed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """With live_sandbox: the mounts that are followed, and so were compared."""
 
+    @_builtins.property
+    def repaired(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With repair: what was done."""
+
     def __init__(
         self,
         *,
@@ -2494,10 +2505,11 @@ class CheckResult(_message.Message):
         index_rebuilt: _builtins.bool = ...,
         followed: _abc.Iterable[_builtins.str] | None = ...,
         journal_head: _builtins.str = ...,
+        repaired: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "bytes", b"bytes", "checkpoints", b"checkpoints", "followed", b"followed", "index_rebuilt", b"index_rebuilt", "journal_head", b"journal_head", "ok", b"ok", "problems", b"problems"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "bytes", b"bytes", "checkpoints", b"checkpoints", "followed", b"followed", "index_rebuilt", b"index_rebuilt", "journal_head", b"journal_head", "ok", b"ok", "problems", b"problems", "repaired", b"repaired"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
