@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,3 +141,26 @@ def test_a_v1_freeze_is_written_again_until_it_is_there(tmp_path: Path) -> None:
     assert state.read_text() == "FROZEN"
     Cgroup(1, tmp_path, tmp_path).thaw()
     assert state.read_text() == "THAWED"
+
+
+EXECUTES = """
+import os, sys, threading, time
+for _ in range(60):
+    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+os.execv(sys.executable, [sys.executable, "-S", "-c", os.environ["PROGRAM"]])
+"""
+
+
+def test_a_process_whose_threads_die_for_an_exec_freezes(group: Group) -> None:
+    """On v1 it waits for threads that are frozen, and cannot be frozen itself; waiting does not end that."""
+    command = [sys.executable, "-S", "-c", EXECUTES]
+    with subprocess.Popen(command, env={**os.environ, "PROGRAM": EXECUTES}) as process:
+        try:
+            (group.cgroup.freezer / "cgroup.procs").write_text(str(process.pid))
+            for _ in range(150):
+                group.cgroup.freeze(PATIENCE_S)
+                assert group.cgroup.is_frozen()
+                group.cgroup.thaw()
+            assert process.poll() is None
+        finally:
+            process.kill()

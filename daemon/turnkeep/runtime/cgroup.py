@@ -16,6 +16,8 @@ from turnkeep.errors import CaptureFailed, SandboxGone, Unsupported
 from turnkeep.runtime.mountinfo import read_mountinfo
 
 _POLL_S = 0.0002
+_PATIENCE_S = 0.05
+"""How long the first attempt to freeze takes at most; each further one takes twice as long."""
 _HELD = "turnkeep-held"
 _HOLD_LIMIT_S = 10.0
 
@@ -80,20 +82,33 @@ class Cgroup:
             SandboxGone: the cgroup is gone.
         """
         deadline = time.monotonic() + timeout_s
-        self._write(frozen=True)
-        while not self.is_frozen():
+        patience_s = _PATIENCE_S
+        while not self._freezes(min(deadline, time.monotonic() + patience_s)):
+            self.thaw()
             if time.monotonic() > deadline:
-                self.thaw()
                 raise CaptureFailed(
                     f"its tasks did not freeze within {timeout_s:g} s",
                     object=self.freezer.name,
                     hint="look for processes in state D (ps -eo pid,stat,wchan,comm)",
                 )
+            # On v1, execve waits for the other threads to die, which they cannot while
+            # they are frozen, and cannot be frozen itself: whoever meets it there has to
+            # let them run for a moment.
+            time.sleep(_POLL_S * 10)
+            patience_s *= 2
+
+    def _freezes(self, deadline: float) -> bool:
+        """Stop every task; return whether all did in time."""
+        self._write(frozen=True)
+        while not self.is_frozen():
+            if time.monotonic() > deadline:
+                return False
             time.sleep(_POLL_S)
             if self.version == 1:
                 # A v1 freeze that met a task it could not stop waits for the
                 # state to be written again.
                 self._write(frozen=True)
+        return True
 
     def thaw(self) -> None:
         """Let every task run. Does nothing if they do, or are gone."""
