@@ -2,10 +2,10 @@
 
 SHELL := /bin/bash
 BIN := .venv/bin
-SHELL_SCRIPTS := scripts/bench-peers scripts/criu scripts/criu-self-test scripts/host scripts/image scripts/lib.sh scripts/protos scripts/test scripts/venv .ci/run
+SHELL_SCRIPTS := scripts/bench-peers scripts/criu scripts/criu-self-test scripts/host scripts/image scripts/lib.sh scripts/lock scripts/protos scripts/test scripts/venv .ci/run
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-full bench-recovery bench-replay bench-tools check clean demo dev fuzz help host image protos test
+.PHONY: bench bench-full bench-recovery bench-replay bench-tools check clean demo dev fuzz help host image lock protos soak test
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,13 +16,14 @@ demo: image dev ## show it at work on a real sandbox
 test: image dev ## all tests, against a real engine (PYTEST_ARGS='-k name')
 	@scripts/test $(PYTEST_ARGS)
 
-check: dev ## format, lint, types, import rules, generated code, crash points, shell scripts
+check: dev ## format, lint, types, import rules, generated code, crash points, packages, shell scripts
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	scripts/protos --check
 	$(BIN)/python scripts/check_points.py
+	@scripts/lock --audit
 	@if command -v shellcheck >/dev/null; then shellcheck -x -P SCRIPTDIR $(SHELL_SCRIPTS); \
 	else echo 'check: shellcheck is not installed, so the shell scripts were not checked'; fi
 
@@ -57,6 +58,12 @@ image: host ## the sandbox image of the tests, turnkeep/sandbox:test
 
 protos: dev ## generate daemon/turnkeep/api/v1 from protos/
 	@scripts/protos
+
+soak: image dev ## an hour of random work and faults, compared with a model (SOAK_ARGS='--minutes 5')
+	$(BIN)/python scripts/soak.py $(SOAK_ARGS)
+
+lock: dev ## write requirements.lock from pyproject.toml (LOCK_ARGS=--upgrade)
+	@scripts/lock $(LOCK_ARGS)
 
 clean: ## delete what was made in this folder (not the engine, not the image)
 	rm -rf .venv .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist htmlcov
