@@ -8,17 +8,17 @@ from typing import Any
 from turnkeep_store.points import reached
 
 from turnkeep.checkpointer.view import Baseline
-from turnkeep.coordinator.creation import START_FREEZE_S, Replacement
+from turnkeep.coordinator.creation import Replacement
 from turnkeep.coordinator.deps import Deps, run
+from turnkeep.coordinator.filling import fill_and_start
 from turnkeep.coordinator.loading import leave_whole, let_go, load
 from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.model import Checkpoint
 from turnkeep.points import Point
-from turnkeep.restorer.cold import fill_on_disk, start_and_fill, wait_until_unmounted
+from turnkeep.restorer.cold import wait_until_unmounted
 from turnkeep.restorer.plan import Progress, Restored, no_progress
 from turnkeep.restorer.processes import Ready, bring_back, compare_whole
-from turnkeep.restorer.whole import start_with
-from turnkeep.runtime.container import Container, open_container
+from turnkeep.runtime.container import Container
 from turnkeep.runtime.places import Places, places_on_disk
 
 
@@ -105,35 +105,22 @@ def _restart(
         container_id = replacement.new_id
         places = places_on_disk(deps.engine.inspect(container_id), checkpoint.mounts)
     try:
-        written = fill_on_disk(deps.repository, checkpoint, places.covered, progress)
-        reached(Point.RESTORE_FILLED)
-        stopped = open_container(deps.engine, deps.freezer, container_id, places)
-        try:
-            present = deps.checkpointer.states.current_state(stopped, None)
-        finally:
-            stopped.close()
-
-        def start() -> Container:
-            start_with(ready, deps.processes, container_id, lambda: deps.engine.start(container_id))
-            reached(Point.RESTORE_STARTED)
-            return open_container(deps.engine, deps.freezer, container_id)
 
         def and_then(container: Container) -> list[str]:
             if ready.whole is not None:
                 compare_whole(ready, container)
             return bring_back(ready, container, deps.processes)
 
-        return start_and_fill(
-            deps.repository,
-            deps.checkpointer,
+        return fill_and_start(
+            deps,
+            container_id,
+            places,
             checkpoint,
-            start,
-            present,
-            written,
-            budget_s=START_FREEZE_S,
-            progress=progress,
+            ready,
+            progress,
+            filled=lambda: reached(Point.RESTORE_FILLED),
+            started=lambda: reached(Point.RESTORE_STARTED),
             and_then=and_then,
-            whole=ready.whole is not None,
         )
     except BaseException:
         if replacement is not None:

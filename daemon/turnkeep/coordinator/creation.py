@@ -9,21 +9,21 @@ from typing import Any
 from turnkeep_store.points import reached
 
 from turnkeep.checkpointer.view import Baseline
+from turnkeep.coordinator.filling import fill_and_start
 from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.errors import Conflict, ContainerNotFound, InvalidRequest, Unsupported
 from turnkeep.journal import Intent
 from turnkeep.model import Checkpoint, Fidelity, MountKind
 from turnkeep.points import Point
-from turnkeep.restorer.cold import fill_on_disk, new_container_config, start_and_fill
+from turnkeep.restorer.cold import new_container_config
 from turnkeep.restorer.plan import Progress, Restored
 from turnkeep.restorer.processes import Ready, bring_back
-from turnkeep.restorer.whole import RUNTIME, start_with
-from turnkeep.runtime.container import Container, open_container
+from turnkeep.restorer.whole import RUNTIME
+from turnkeep.runtime.container import Container
 from turnkeep.runtime.engine import Engine
 from turnkeep.runtime.places import places_on_disk
 
 INTENT_LABEL = "turnkeep.restore"
-START_FREEZE_S = 60.0
 MAX_FORKS = 256
 SET_ASIDE = "-turnkeep-replaced"
 
@@ -226,32 +226,17 @@ def restore_new(
     )
     reached(Point.NEW_CREATED)
     try:
-        inspected = deps.engine.inspect(container_id)
-        places = places_on_disk(inspected, checkpoint.mounts)
-        written = fill_on_disk(deps.repository, checkpoint, places.covered, progress)
-        reached(Point.NEW_FILLED)
-        unstarted = open_container(deps.engine, deps.freezer, container_id, places)
-        try:
-            present = deps.checkpointer.states.current_state(unstarted, None)
-        finally:
-            unstarted.close()
-
-        def start() -> Container:
-            start_with(ready, deps.processes, container_id, lambda: deps.engine.start(container_id))
-            return open_container(deps.engine, deps.freezer, container_id)
-
-        return start_and_fill(
-            deps.repository,
-            deps.checkpointer,
+        return fill_and_start(
+            deps,
+            container_id,
+            places_on_disk(deps.engine.inspect(container_id), checkpoint.mounts),
             checkpoint,
-            start,
-            present,
-            written,
-            budget_s=START_FREEZE_S,
-            progress=progress,
+            ready,
+            progress,
+            filled=lambda: reached(Point.NEW_FILLED),
+            started=lambda: None,
             and_then=lambda container: bring_back(ready, container, deps.processes),
             is_copy=True,
-            whole=ready.whole is not None,
         )
     except BaseException:
         deps.engine.remove(container_id)

@@ -1,0 +1,64 @@
+"""A container that does not run: filled with a checkpoint, and started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from turnkeep.checkpointer.view import Baseline
+from turnkeep.coordinator.deps import Deps
+from turnkeep.model import Checkpoint
+from turnkeep.restorer.cold import fill_on_disk, start_and_fill
+from turnkeep.restorer.plan import Progress, Restored
+from turnkeep.restorer.processes import Ready
+from turnkeep.restorer.whole import start_with
+from turnkeep.runtime.container import Container, open_container
+from turnkeep.runtime.places import Places
+
+_FREEZE_S = 60.0
+
+
+def fill_and_start(
+    deps: Deps,
+    container_id: str,
+    places: Places,
+    checkpoint: Checkpoint,
+    ready: Ready,
+    progress: Progress,
+    *,
+    filled: Callable[[], None],
+    started: Callable[[], None],
+    and_then: Callable[[Container], list[str]],
+    is_copy: bool = False,
+) -> tuple[Restored, Baseline, Container]:
+    """Put what is on the disk right, start the container, and put the rest right. Blocking.
+
+    `filled` and `started` are called when that is so, `and_then` with the running
+    container, to bring its processes back. Raises as `start_and_fill`; the container
+    is then as far as it came.
+    """
+    written = fill_on_disk(deps.repository, checkpoint, places.covered, progress)
+    filled()
+    stopped = open_container(deps.engine, deps.freezer, container_id, places)
+    try:
+        present = deps.checkpointer.states.current_state(stopped, None)
+    finally:
+        stopped.close()
+
+    def start() -> Container:
+        start_with(ready, deps.processes, container_id, lambda: deps.engine.start(container_id))
+        started()
+        return open_container(deps.engine, deps.freezer, container_id)
+
+    return start_and_fill(
+        deps.repository,
+        deps.checkpointer,
+        checkpoint,
+        start,
+        present,
+        written,
+        budget_s=_FREEZE_S,
+        progress=progress,
+        and_then=and_then,
+        is_copy=is_copy,
+        whole=ready.whole is not None,
+    )
