@@ -38,12 +38,12 @@ class LocalBackend:
 
     def size(self, area: Area, name: str) -> int:
         path = os.path.join(self._folder(area), name)
-        with _reading(path):
+        with _doing("read", path):
             return self._disk.size(path)
 
     def read(self, area: Area, name: str, offset: int, length: int) -> bytes:
         path = os.path.join(self._folder(area), name)
-        with _reading(path):
+        with _doing("read", path):
             return self._disk.read(path, offset, length)
 
     def create(self, area: Area) -> NewFile:
@@ -54,7 +54,7 @@ class LocalBackend:
 
     def set_aside(self, area: Area, name: str) -> None:
         path = os.path.join(self._folder(area), name)
-        with disk_errors("rename", path), _reading(path):
+        with _doing("rename", path):
             self._disk.rename(path, path + ASIDE)
             self._disk.sync_directory(self._folder(area))
 
@@ -66,11 +66,12 @@ class LocalBackend:
 
 
 @contextlib.contextmanager
-def _reading(path: str) -> Iterator[None]:
+def _doing(action: str, path: str) -> Iterator[None]:
+    """Turn an OSError of the block into the backend's errors."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(path) from None
     except OSError:
-        with disk_errors("read", path):
+        with disk_errors(action, path):
             raise

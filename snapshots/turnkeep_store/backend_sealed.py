@@ -91,7 +91,10 @@ class SealedBackend:
 
     def create(self, area: Area) -> NewFile:
         file = self.inner.create(area)
-        return file if area is Area.CONFIG else SealedFile(file, FileCipher.new(self.keyring.current))
+        if area is Area.CONFIG:
+            return file
+        cipher = FileCipher.new(self.keyring.current)
+        return SealedFile(file, cipher, lambda name: self._forget(area, name))
 
     def delete(self, area: Area, names: Iterable[str]) -> None:
         names = list(names)
@@ -128,7 +131,6 @@ class SealedBackend:
             new.discard()
             raise
         new.publish(name, replace=True)
-        self._forget(area, name)
         return True
 
     def _sound(self, area: Area, name: str, action: Callable[[_Opened], T]) -> T:
@@ -196,10 +198,11 @@ class SealedBackend:
 
 
 class SealedFile:
-    """A file that is being written, encrypted on its way."""
+    """A file that is being written, encrypted on its way. `published` is called with its name."""
 
-    def __init__(self, inner: NewFile, cipher: FileCipher) -> None:
+    def __init__(self, inner: NewFile, cipher: FileCipher, published: Callable[[str], None]) -> None:
         self._inner = inner
+        self._published = published
         self._cipher = cipher
         self._buffer = bytearray()
         self._sealed = 0
@@ -242,6 +245,7 @@ class SealedFile:
             raise
         self._buffer = bytearray()
         self._inner.publish(name, replace=replace)
+        self._published(name)
 
     def discard(self) -> None:
         self._inner.discard()

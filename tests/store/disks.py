@@ -95,6 +95,8 @@ class PowerCutDisk:
     def rename(self, source: str, target: str) -> None:
         self._step("rename", target)
         folder, name = self._where(source)
+        if name not in folder.names:
+            raise FileNotFoundError(errno.ENOENT, "no such file", source)
         folder.change(**{name: None, os.path.basename(target): folder.names[name]})
 
     def unlink(self, path: str) -> None:

@@ -1,4 +1,4 @@
-"""The tree in `golden/`, a repository as version 1 wrote it.
+"""The tree in `golden/`: repositories as versions 1 and 2 wrote it.
 
 `python -m tests.store.golden_tree <folder>` writes one anew; only a new format
 version is a reason to, and the old one then stays as a second fixture.
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from turnkeep_store.chunks import write_file
 from turnkeep_store.ids import SnapshotId, TreeId
+from turnkeep_store.keys import MasterKey
 from turnkeep_store.kinds import BlobKind
 from turnkeep_store.repository import Repository
 from turnkeep_store.snapshot import Json, Snapshot
@@ -75,6 +76,10 @@ def commit_golden(repo: Repository) -> Snapshot:
         return repo.commit(writer, tree=tree, digest=root.digest(), parent=PARENT, metadata=METADATA)
 
 
+GOLDEN_KEY = MasterKey(bytes(range(32)))
+"""What the encrypted one was made with."""
+
 if __name__ == "__main__":
-    with Repository.create(sys.argv[1]) as made:
+    # PATH, and "encrypted" for version 2
+    with Repository.create(sys.argv[1], master=GOLDEN_KEY if sys.argv[2:] else None) as made:
         print(commit_golden(made).id)

@@ -9,15 +9,19 @@ import pytest
 from turnkeep_store.backend import Area, Backend, save
 from turnkeep_store.backend_local import LocalBackend
 from turnkeep_store.backend_memory import MemoryBackend
+from turnkeep_store.backend_sealed import SealedBackend
 from turnkeep_store.durable import OsDisk, write_file_durably
+from turnkeep_store.keys import Keyring
 
 from .disks import FaultyDisk, PowerCutDisk
 
 
-@pytest.fixture(params=["memory", "local", "faulty", "power cut"])
+@pytest.fixture(params=["memory", "local", "faulty", "power cut", "sealed"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     if request.param == "memory":
         return MemoryBackend()
+    if request.param == "sealed":
+        return SealedBackend(MemoryBackend(), Keyring.new(bytes(16)))
     disk = {"local": OsDisk, "faulty": FaultyDisk, "power cut": PowerCutDisk}[request.param]()
     local = LocalBackend(str(tmp_path / "repo"), disk)
     local.make_folders()
@@ -74,6 +78,17 @@ def test_a_name_can_be_published_again(backend: Backend) -> None:
     save(backend, Area.PACKS, "one", b"old")
     save(backend, Area.PACKS, "one", b"newer")
     assert backend.read(Area.PACKS, "one", 0, 10) == b"newer"
+
+
+def test_what_is_set_aside_is_kept(backend: Backend) -> None:
+    save(backend, Area.PACKS, "one", b"abcdef")
+    assert backend.size(Area.PACKS, "one") == 6
+    backend.set_aside(Area.PACKS, "one")
+    assert backend.list(Area.PACKS) == [("one.damaged", 6)]
+    assert backend.read(Area.PACKS, "one.damaged", 0, 9) == b"abcdef"
+    for call in (backend.size, backend.set_aside):
+        with pytest.raises(FileNotFoundError):
+            call(Area.PACKS, "one")
 
 
 def test_missing_files(backend: Backend) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import shutil
 from pathlib import Path
@@ -14,18 +15,21 @@ import msgpack
 import pytest
 import zstandard
 from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from turnkeep_store.backend_memory import MemoryBackend
 from turnkeep_store.check import check
 from turnkeep_store.codec import Codec
+from turnkeep_store.errors import UnsupportedFormat
 from turnkeep_store.ids import blob_id
 from turnkeep_store.kinds import BlobKind
 from turnkeep_store.pack import BlobHeader, PackWriter
 from turnkeep_store.repository import Repository
 
-from .golden_tree import METADATA, PARENT, SPARSE, SPARSE_SIZE, TEXT, commit_golden
+from .golden_tree import GOLDEN_KEY, METADATA, PARENT, SPARSE, SPARSE_SIZE, TEXT, commit_golden
 from .trees import SMALL, get_tree
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
+ENCRYPTED = GOLDEN.with_name("v2")
 FILES = {b"text": TEXT}
 
 
@@ -41,7 +45,7 @@ class PageReader:
         config = (home / "config" / "repository").read_bytes()
         assert len(config) == 60
         assert config[:8] == b"TURNREPO"
-        assert _number(config[8:12]) == 1
+        assert _number(config[8:12]) in (1, 2)
         assert config[28:] == blake3(config[:28]).digest()
         self.id = config[12:28].hex()
         self.blobs: dict[bytes, tuple[int, bytes]] = {}
@@ -169,9 +173,68 @@ def test_what_is_written_today_reads_as_the_page_says(tmp_path: Path) -> None:
     _verify_by_page(tmp_path / "repo")
 
 
-def test_golden_repository_opens(tmp_path: Path) -> None:
+def _hkdf(key: bytes, salt: bytes, information: bytes) -> bytes:
+    """32 bytes by HKDF-SHA256, as RFC 5869 has it."""
+    extracted = hmac.digest(salt, key, "sha256")
+    return hmac.digest(extracted, information + b"\1", "sha256")
+
+
+def _decrypt(home: Path, master: bytes, plain: Path) -> None:
+    """Write the contents of an encrypted repository as the page describes it."""
+    shutil.copytree(home / "config", plain / "config")
+    repository = (home / "config" / "repository").read_bytes()
+    assert _number(repository[8:12]) == 2
+    keys = (home / "config" / "keys").read_bytes()
+    assert keys[:12] == b"TURNKEYS" + bytes.fromhex("01000000")
+    wanted = blake3(master, derive_key_context="turnkeep 2026 master key id").digest()[:8]
+    assert keys[12:20] == wanted
+    rows = AESGCM(master).decrypt(keys[20:32], keys[32:], keys[:32] + repository[12:28])
+    ring = {rows[at : at + 16]: rows[at + 24 : at + 56] for at in range(0, len(rows), 56)}
+    for path in (*(home / "packs").iterdir(), *(home / "snapshots").iterdir()):
+        data = path.read_bytes()
+        header, body = data[:60], data[60:]
+        assert header[:12] == b"TURNSEAL" + bytes.fromhex("01000000")
+        cipher = AESGCM(_hkdf(ring[header[12:28]], header[28:], b"turnkeep file"))
+        stream = b""
+        for number, at in enumerate(range(0, len(body), 16400)):
+            last = at + 16400 >= len(body)
+            nonce = number.to_bytes(8, "little") + bytes([0, 0, 0, last])
+            stream += cipher.decrypt(nonce, body[at : at + 16400], header)
+        length = _number(stream[-8:])
+        assert stream[length:-8] == bytes(len(stream) - length - 8)
+        exponent = len(stream).bit_length() - 1
+        assert len(stream) % (1 << exponent - exponent.bit_length()) == 0
+        (plain / path.parent.name).mkdir(exist_ok=True)
+        (plain / path.parent.name / path.name).write_bytes(stream[:length])
+
+
+def test_golden_encrypted_repository_reads_as_the_page_says(tmp_path: Path) -> None:
+    _decrypt(ENCRYPTED, GOLDEN_KEY.secret, tmp_path / "plain")
+    _verify_by_page(tmp_path / "plain")
+
+
+def test_what_is_encrypted_today_reads_as_the_page_says(tmp_path: Path) -> None:
+    with Repository.create(tmp_path / "repo", options=SMALL, master=GOLDEN_KEY) as repo:
+        commit_golden(repo)
+    _decrypt(tmp_path / "repo", GOLDEN_KEY.secret, tmp_path / "plain")
+    _verify_by_page(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("version", [3, 2**32 - 1])
+def test_a_newer_version_is_refused(tmp_path: Path, version: int) -> None:
     shutil.copytree(GOLDEN, tmp_path / "repo")
-    with Repository.open(tmp_path / "repo") as repo:
+    config = tmp_path / "repo" / "config" / "repository"
+    data = config.read_bytes()[:28]
+    data = data[:8] + version.to_bytes(4, "little") + data[12:]
+    config.write_bytes(data + blake3(data).digest())
+    with pytest.raises(UnsupportedFormat, match=f"format {version}, this Turnkeep knows 2; upgrade"):
+        Repository.open(tmp_path / "repo")
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_golden_repository_opens(tmp_path: Path, encrypted: bool) -> None:
+    shutil.copytree(ENCRYPTED if encrypted else GOLDEN, tmp_path / "repo")
+    with Repository.open(tmp_path / "repo", master=GOLDEN_KEY if encrypted else None) as repo:
         assert check(repo).ok
         (snapshot,) = repo.snapshots()
         assert (snapshot.metadata, snapshot.parent) == (METADATA, PARENT)
