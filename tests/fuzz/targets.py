@@ -26,10 +26,19 @@ from turnkeep_store import config as store_config
 from turnkeep_store import pack, snapshot
 from turnkeep_store.backend import Area
 from turnkeep_store.backend_memory import MemoryBackend
+from turnkeep_store.backend_sealed import SealedBackend
 from turnkeep_store.codec import Codec, decompress
-from turnkeep_store.errors import BlobNotFound, Damaged, LimitExceeded, StoreError, UnsupportedFormat
+from turnkeep_store.errors import (
+    BlobNotFound,
+    Damaged,
+    LimitExceeded,
+    StoreError,
+    UnsupportedFormat,
+    WrongKey,
+)
 from turnkeep_store.ids import BlobId
 from turnkeep_store.index import Index
+from turnkeep_store.keys import DataKey, Keyring, MasterKey
 from turnkeep_store.tree import Directory, decode_extents, encode_extents
 
 Target = Callable[[bytes], None]
@@ -106,6 +115,34 @@ def fuzz_store_config(data: bytes) -> None:
     """The repository's own config."""
     with contextlib.suppress(Damaged, UnsupportedFormat):
         store_config.decode("/repository", data)
+
+
+_MASTER = MasterKey(bytes(32))
+_KEYRING = Keyring(bytes(16), (DataKey(b"k" * 16, 0, bytes(32)),))
+
+
+def fuzz_sealed(data: bytes) -> None:
+    """A file of an encrypted repository, as it lies there and with a header that fits: none gets through."""
+    header = b"TURNSEAL" + struct.pack("<I", 1) + b"k" * 16 + bytes(32)
+    for content in (data, header + data):
+        inner = MemoryBackend()
+        inner.files[Area.PACKS, "name"] = content
+        backend = SealedBackend(inner, _KEYRING)
+        ((_, length),) = backend.list(Area.PACKS)
+        assert length <= len(content)
+        for offset in (0, len(content) // 2):
+            with contextlib.suppress(Damaged):
+                assert backend.read(Area.PACKS, "name", offset, 100) == b""
+
+
+def fuzz_keys(data: bytes) -> None:
+    """The data keys of an encrypted repository."""
+    for content in (data, b"TURNKEYS" + struct.pack("<I", 1) + _MASTER.id + data):
+        with contextlib.suppress(Damaged, UnsupportedFormat, WrongKey):
+            Keyring.unseal(content, _MASTER, bytes(16))
+            raise AssertionError("nobody has the key")
+    with contextlib.suppress(WrongKey):
+        assert MasterKey.parse(str(MasterKey.parse(data))) == MasterKey.parse(data)
 
 
 class _NoPacks:
