@@ -20,7 +20,7 @@ from bench import disk, floors, loop, report
 from bench.figures import Limit, Measure, Part, Sections, figures
 from bench.samples import Samples
 from bench.scene import Scene
-from bench.tools import Borg, Restic, Store, TarZstd, Tool, why_missing
+from bench.tools import Borg, EncryptedStore, Restic, Store, TarZstd, Tool, why_missing
 
 _NAME = "state"
 _DISK_BYTES = 8 << 30
@@ -98,7 +98,7 @@ class _Rounds:
 def measure(scene: Scene, plan: Plan) -> Part:
     """Measure all tools that there are."""
     started = time.monotonic()
-    wanted: list[Tool] = [Store(), Restic(), Borg(), TarZstd()]
+    wanted: list[Tool] = [Store(), EncryptedStore(), Restic(), Borg(), TarZstd()]
     missing = {tool.title: reason for tool in wanted if (reason := why_missing(tool.program))}
     tools = [tool for tool in wanted if tool.title not in missing]
     notes = [f"{title}: not measured. {reason}" for title, reason in missing.items()]

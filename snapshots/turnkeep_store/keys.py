@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from turnkeep_store.errors import Damaged, UnsupportedFormat, WrongKey
+from turnkeep_store.errors import Damaged, LimitExceeded, UnsupportedFormat, WrongKey
 
 KEY_BYTES = 32
 KEYS_NAME = "keys"
@@ -117,8 +117,14 @@ class Keyring:
         raise Damaged(f"encrypted with key {key_id.hex()}, which this repository does not have")
 
     def rotated(self) -> Keyring:
-        """Return this keyring with a new current key."""
-        return Keyring(self.repository, (*self.keys[1 - MAX_KEYS :], DataKey.new()))
+        """Return this keyring with a new current key.
+
+        Raises:
+            LimitExceeded: it has too many.
+        """
+        if len(self.keys) >= MAX_KEYS:
+            raise LimitExceeded(f"{MAX_KEYS} data keys are in use; encrypt everything with the newest first")
+        return Keyring(self.repository, (*self.keys, DataKey.new()))
 
     def alone(self) -> Keyring:
         """Return a keyring of the current key only."""

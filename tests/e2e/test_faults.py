@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from turnkeep.client.sync import Client
-from turnkeep.errors import ExitCode, ResourceExhausted, TurnkeepError
+from turnkeep.errors import ExitCode, ResourceExhausted, TurnFailed, TurnkeepError
 from turnkeep.model import TurnState
 
 from tests.e2e.harness import Box, Daemon, turn, wait_until
@@ -208,3 +208,46 @@ def test_a_damaged_store_is_repaired(own_daemon: Daemon, box: Box) -> None:
         sandbox.restore(turn=second.number)
         assert box.sh("cat /a") == "second\n"
         assert own_daemon.cli("check", "--journal").returncode == 0
+
+
+# A file system of the sandbox's own that answers to be mounted, and then never again.
+SILENT = r"""
+import ctypes, os, struct, time
+fd = os.open("/dev/fuse", os.O_RDWR)
+os.makedirs("/silent", exist_ok=True)
+libc = ctypes.CDLL(None, use_errno=True)
+options = f"fd={fd},rootmode=40000,user_id=0,group_id=0".encode()
+if libc.mount(b"silent", b"/silent", b"fuse", 0, options):
+    raise SystemExit(os.strerror(ctypes.get_errno()))
+unique = struct.unpack_from("<IIQ", os.read(fd, 1 << 17))[2]
+body = struct.pack("<4I2H4I8I", 7, 31, 0, 0, 8, 6, 131072, 1, *[0] * 10)[:64]
+os.write(fd, struct.pack("<IiQ", 16 + len(body), 0, unique) + body)
+open("/ready", "w").close()
+time.sleep(100000)
+"""
+
+
+def test_a_file_system_that_never_answers(tk: Client, make: Callable[..., Box]) -> None:
+    """Who waits for it cannot be frozen on cgroup v1: that turn fails, in bounded time, and nothing else."""
+    box = make(cap_add=["SYS_ADMIN"], devices=["/dev/fuse"], security_opt=["apparmor=unconfined"])
+    other = make()
+    sandbox, second = tk.attach(box.name), tk.attach(other.name)
+    turn(box, sandbox, "echo 1 > /calm")
+    box.spawn("python3", "-c", SILENT)
+    wait_until(lambda: box.run(["test", "-e", "/ready"])[0] == 0, "it is mounted")
+    box.spawn("cat", "/silent/file")
+    wait_until(lambda: "cat /silent/file" in box.sh("ps ax"), "somebody waits for it")
+    with sandbox.turn() as stuck:
+        box.sh("echo 2 > /calm")
+    turn(other, second, "echo served > /file")
+    with contextlib.suppress(TurnFailed):
+        stuck.wait()
+    assert sandbox.turns()[-1].state in (TurnState.DURABLE, TurnState.FAILED)
+    assert box.freezer() == "THAWED"
+    box.sh("pkill -KILL -f [/]silent/file; pkill -KILL -f [/]dev/fuse; umount -l /silent; true")
+    after = turn(box, sandbox, "echo 3 > /calm")
+    assert after.state is TurnState.DURABLE
+    sandbox.restore(turn=1)
+    assert box.sh("cat /calm") == "1\n"
+    sandbox.restore(turn=after.number)
+    assert box.sh("cat /calm") == "3\n"

@@ -16,6 +16,7 @@ from turnkeep_store import Repository
 from turnkeep_store.archiver import Upsert, archive
 from turnkeep_store.beneath import O_PATH_NOFOLLOW
 from turnkeep_store.ids import SnapshotId
+from turnkeep_store.keys import MasterKey
 from turnkeep_store.nodes import entry_of, read_segments
 from turnkeep_store.synchroniser import synchronise
 from turnkeep_store.tree import Entry, NodeType
@@ -25,6 +26,7 @@ from bench.tools.base import call
 _SMALL_BYTES = 1024 * 1024
 """The kernel reads ahead in longer files by itself."""
 
+_KEY = "TURNKEEP_BENCH_KEY"
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -32,11 +34,12 @@ class Store:
     """`turnkeep_store`, called as a library."""
 
     key, title, program, in_place = "store", "turnkeep_store", "", True
+    master: MasterKey | None = None
 
     def prepare(self, folder: Path) -> None:
         self._repository = folder / "repository"
         self._ids: dict[str, str] = {}
-        Repository.create(self._repository).close()
+        Repository.create(self._repository, master=self.master).close()
 
     def keep(self, tree: Path, name: str) -> None:
         self._ids[name] = self._call("keep", str(tree)).strip()
@@ -51,8 +54,17 @@ class Store:
         path = str(Path(__file__).parents[2])
         inherited = os.environ.get("PYTHONPATH")
         environment = {"PYTHONPATH": f"{path}:{inherited}" if inherited else path}
+        if self.master is not None:
+            environment[_KEY] = str(self.master)
         program = [sys.executable, "-m", "bench.tools.store", verb, str(self._repository), *words]
         return call(program, environment=environment)
+
+
+class EncryptedStore(Store):
+    """The same, encrypted, as restic does by itself."""
+
+    key, title = "sealed", "turnkeep_store, encrypted"
+    master = MasterKey.new()
 
 
 def keep(repository: Repository, tree: bytes) -> str:
@@ -126,7 +138,8 @@ def _segments(path: bytes, size: int) -> Iterator[tuple[int, bytes]]:
 def main(arguments: list[str]) -> int:
     """Be the program that the module's docstring describes."""
     verb, path, *words = arguments
-    with Repository.open(path) as repository:
+    master = MasterKey.parse(os.environ[_KEY]) if _KEY in os.environ else None
+    with Repository.open(path, master=master) as repository:
         if verb == "keep":
             print(keep(repository, os.fsencode(words[0])))
         else:
