@@ -38,6 +38,8 @@ class _Opened:
     cipher: FileCipher
     shape: Shape
     length: int
+    has_end: bool = True
+    """Whether its end is sound; if not, the length is what it can be at most."""
 
 
 class SealedBackend:
@@ -116,12 +118,15 @@ class SealedBackend:
             Damaged: it is; it stays as it was.
             FileNotFoundError: there is no such file.
         """
-        if self._sound(area, name, lambda file: file.cipher.key_id) == self.keyring.current.id:
+        file = self._sound(area, name, lambda file: file)
+        if file.cipher.key_id == self.keyring.current.id:
             return False
+        if not file.has_end:
+            raise Damaged(f"{area}/{name}: its end is not what was written")
         new = self.create(area)
         try:
-            offset, length = 0, self.size(area, name)
-            while offset < length:
+            offset = 0
+            while offset < file.length:
                 part = self.read(area, name, offset, _COPY_BYTES)
                 if not part:
                     raise Damaged(f"{area}/{name}: cut short")
@@ -161,7 +166,7 @@ class SealedBackend:
             (length,) = LENGTH.unpack(self._read(area, name, whole, start, LENGTH.size))
         except Damaged:
             # What is sound before its end can be read all the same; so can zeros after the content.
-            return _Opened(cipher, shape, start)
+            return _Opened(cipher, shape, start, has_end=False)
         opened = _Opened(cipher, shape, length)
         with self._lock:
             self._files[area, name] = opened

@@ -110,7 +110,34 @@ open("/linked", "w").close()
 for n in range(2000):
     os.link("/linked", "/l%d" % n)
 """
+# Every byte that a name may have, alone; the longest ones; and a path as long as the kernel takes.
+NAMES = """
+import os
+os.mkdir("/names")
+os.chdir("/names")
+for byte in range(1, 256):
+    if byte not in b"/.":
+        open(bytes([byte]), "w").close()
+for last in b"ab\\xff\\n":
+    open(bytes([0xe9]) * 254 + bytes([last]), "w").close()
+for n in range(15):
+    os.mkdir("d" * 255)
+    os.chdir("d" * 255)
+open("end", "w").close()
+os.symlink("x" * 4095, "long")
+"""
+ATTRIBUTES = """
+import os
+os.mkdir("/attributes")
+for n in range(700):
+    open("/attributes/%d" % n, "w").close()
+    for key in range(3):
+        os.setxattr("/attributes/%d" % n, "user.%d" % key + "k" * 200, bytes([n % 256]) * 700)
+"""
 ATTACKS = {
+    "names": f"python3 -c '{NAMES}'",
+    "attributes": f"python3 -c '{ATTRIBUTES}'",
+    "allocated": "fallocate -l 3G /allocated; fallocate -l 1G --offset 7G /allocated; echo end >> /allocated",
     "fifos": "mkfifo /etc/fifo; mknod /dev/kmsg2 p",
     "deep": f"python3 -c '{DEEP}'",
     "sparse": "truncate -s 1P /huge 2>/dev/null || truncate -s 15T /huge",
