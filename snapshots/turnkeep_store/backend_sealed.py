@@ -118,7 +118,7 @@ class SealedBackend:
             Damaged: it is; it stays as it was.
             FileNotFoundError: there is no such file.
         """
-        file = self._sound(area, name, lambda file: file)
+        file = self._sound(area, name, lambda opened: opened)
         if file.cipher.key_id == self.keyring.current.id:
             return False
         if not file.has_end:

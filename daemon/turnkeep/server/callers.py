@@ -56,7 +56,9 @@ def acting_for(caller: Caller) -> Iterator[None]:
     try:
         yield
     finally:
-        _current.reset(token)
+        # A stream that is closed early is closed in another context.
+        with suppress(ValueError):
+            _current.reset(token)
 
 
 class Policy:

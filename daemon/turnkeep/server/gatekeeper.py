@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
@@ -142,18 +142,16 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
     def _unary(self, behaviour: Any, method: str) -> Any:
         @functools.wraps(behaviour)
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            visit = _Visit(self, method, request, context)
-            with visit:
-                return await behaviour(visit.request, context)
+            with _Visit(self, method, request, context).admitted() as admitted:
+                return await behaviour(admitted, context)
 
         return call
 
     def _stream(self, behaviour: Any, method: str) -> Any:
         @functools.wraps(behaviour)
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            visit = _Visit(self, method, request, context)
-            with visit:
-                async for message in behaviour(visit.request, context):
+            with _Visit(self, method, request, context).admitted() as admitted:
+                async for message in behaviour(admitted, context):
                     yield message
 
         return call
@@ -202,7 +200,6 @@ class _Visit:
         self._context = context
         self._began_s = time.monotonic()
         self._caller = Caller("", Role.NOBODY)
-        self._counted = False
         self._sandbox = ""
         self.request = request
         if hasattr(request, "__aiter__"):
@@ -210,26 +207,30 @@ class _Visit:
         else:
             self._look_at(request)
 
-    def __enter__(self) -> None:
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator[Any]:
+        """Admit the call for a `with` block, and write down how it ended; yields its request.
+
+        Raises:
+            NotAuthenticated, NotAllowed, ResourceExhausted: it is not admitted.
+        """
+        calls = None
         try:
             self._caller = self._keeper.caller(self._context.peer())
             _check(self._caller, self._method)
             if self._caller.role is Role.HARNESS:
                 self._keeper._calls[self._caller.name].begin()
-                self._counted = True
-            self._acting = acting_for(self._caller)
-            self._acting.__enter__()
+                calls = self._keeper._calls[self._caller.name]
+            with acting_for(self._caller):
+                yield self.request
         except BaseException as error:
             self._write(error)
             raise
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # A stream that is closed early is closed in another context.
-        with contextlib.suppress(ValueError):
-            self._acting.__exit__(None, None, None)
-        if self._counted:
-            self._keeper._calls[self._caller.name].in_flight -= 1
-        self._write(error)
+        else:
+            self._write(None)
+        finally:
+            if calls is not None:
+                calls.in_flight -= 1
 
     def _write(self, error: BaseException | None) -> None:
         outcome = "ok"
