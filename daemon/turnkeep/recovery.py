@@ -30,6 +30,7 @@ from turnkeep.errors import ContainerNotFound, TurnkeepError
 from turnkeep.harness_state import state_of
 from turnkeep.journal import Change, Delete, Intent, put_checkpoint, put_sandbox, put_turn
 from turnkeep.model import (
+    NO_TURN,
     Checkpoint,
     CheckpointId,
     ContainerState,
@@ -104,6 +105,7 @@ def _adopt_checkpoint(deps: Deps, checkpoint: Checkpoint, done: list[str]) -> No
     records = {record.id: record for record in journal.sandboxes()}
     record = records.get(checkpoint.sandbox_id) or _record_of(checkpoint)
     turn = journal.turn(checkpoint.sandbox_id, checkpoint.turn) if checkpoint.turn else None
+    before = record.head_turn
     changes: list[Change] = [put_checkpoint(checkpoint)]
     newest = max((each.created_at_ns for each in journal.checkpoints(checkpoint.sandbox_id)), default=0)
     if checkpoint.created_at_ns > newest:
@@ -116,7 +118,7 @@ def _adopt_checkpoint(deps: Deps, checkpoint: Checkpoint, done: list[str]) -> No
         )
     changes.append(put_sandbox(record))
     if checkpoint.turn:
-        turn = turn or _turn_of(checkpoint)
+        turn = turn or _turn_of(checkpoint, before)
         changes.append(
             put_turn(
                 replace(
@@ -156,14 +158,15 @@ def _record_of(checkpoint: Checkpoint) -> SandboxRecord:
     )
 
 
-def _turn_of(checkpoint: Checkpoint) -> Turn:
+def _turn_of(checkpoint: Checkpoint, parent: TurnNumber) -> Turn:
+    """Return a turn that the journal lost, as far as its checkpoint tells, after the one known last."""
     return Turn(
         sandbox_id=checkpoint.sandbox_id,
         number=checkpoint.turn,
         harness_turn_id="",
         session="",
         state=TurnState.DURABLE,
-        parent=TurnNumber(0),
+        parent=parent if parent < checkpoint.turn else NO_TURN,
         began_at_ns=checkpoint.created_at_ns,
         ended_at_ns=checkpoint.created_at_ns,
     )
@@ -235,7 +238,7 @@ def _adopt_state(deps: Deps, record: SandboxRecord, number: TurnNumber, snapshot
         if not earlier:
             return False
         turn = replace(
-            _turn_of(earlier[-1]),
+            _turn_of(earlier[-1], NO_TURN),
             number=number,
             state=TurnState.SKIPPED,
             parent=earlier[-1].turn,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import shutil
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -294,3 +297,33 @@ def test_without_a_daemon_the_harness_gets_one_clear_error_or_goes_on(daemon: Da
         assert open_turn.number is None
     assert ran
     daemon.start()
+
+
+def test_a_journal_that_lost_its_end_to_a_power_cut(daemon: Daemon, box: Box) -> None:
+    """What was on the way may be gone from it while the checkpoint is there: that is what counts."""
+    journal, before = daemon.state / "journal.sqlite", daemon.folder / "before.sqlite"
+    with daemon.connect() as tk:
+        sandbox = tk.attach(box.name)
+        first = turn(box, sandbox, "echo 1 > /a")
+        with (
+            contextlib.closing(sqlite3.connect(journal)) as now,
+            contextlib.closing(sqlite3.connect(before)) as kept,
+        ):
+            now.backup(kept)
+        second = turn(box, sandbox, "echo 2 > /a")
+    daemon.kill()
+    for path in daemon.state.glob("journal.sqlite*"):
+        path.unlink()
+    shutil.copy(before, journal)
+    journal.chmod(0o600)
+    daemon.start()
+    with daemon.connect() as tk:
+        sandbox = tk.sandbox(box.name)
+        found = sandbox.turns()[-1]
+        assert (found.number, found.state, found.parent) == (second.number, TurnState.DURABLE, first.number)
+        third = turn(box, sandbox, "echo 3 > /a")
+        assert third.number == second.number + 1
+        for number, content in ((first.number, "1\n"), (second.number, "2\n"), (third.number, "3\n")):
+            sandbox.restore(turn=number)
+            assert box.sh("cat /a") == content
+        assert tk.check(journal=True).ok

@@ -12,7 +12,7 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 from turnkeep.errors import InvalidRequest, StoreDamaged
-from turnkeep.journal import SCHEMA_VERSION, Head, Journal, Put, put_sandbox, put_turn
+from turnkeep.journal import SCHEMA_VERSION, Happened, Head, Journal, Put, put_sandbox, put_turn
 from turnkeep.journal.chain import GENESIS, exported, link
 
 from tests.unit.test_journal import WEB, a_turn
@@ -32,6 +32,31 @@ def path(tmp_path: Path) -> Path:
                 "turn_begun", 'ü "x"', sandbox=WEB, details={"n": number}, changes=[put_turn(a_turn(number))]
             )
     return path
+
+
+def _syncs(journal: Journal) -> bool:
+    """Whether the last transaction was one that waits for the disk."""
+    found: int = journal._db.execute("PRAGMA synchronous").fetchone()[0]
+    return found == 2
+
+
+def test_what_lasts_waits_for_the_disk(path: Path) -> None:
+    on_the_way = Happened.of("turn_begun", "")
+    lasting = Happened.of("durable", "")
+    with Journal(path) as journal:
+        assert _syncs(journal)
+        journal.append_all([on_the_way])
+        assert not _syncs(journal)
+        journal.append_all([on_the_way, lasting, on_the_way])
+        assert _syncs(journal)
+        journal.append("captured", "")
+        assert not _syncs(journal)
+        # Whoever keeps a head elsewhere must find all up to it, whatever happens.
+        head = journal.told_head()
+        assert _syncs(journal)
+        assert head == journal.head()
+        journal.append("unheard of", "")
+        assert _syncs(journal)
 
 
 def _verified(path: Path, kept: Head | None = None) -> list[str]:

@@ -70,12 +70,25 @@ def put_answer(request_id: str, kind: str, sandbox_id: str, value: Mapping[str, 
     return Put("answer", request_id, sandbox_id, 0, {"call": kind, **value})
 
 
+PASSING = frozenset({"turn_begun", "turn_ended", "classified", "captured"})
+"""Kinds of events that a power cut may take, with all that was journaled after them and not synced.
+
+They are on the way to something that lasts, and nobody was told that they do; the power
+cut ended the sandbox's processes as well. A crash of the daemon takes none of them.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Happened:
     """An event that is not journaled yet, and what it changes."""
 
     event: Event
     changes: tuple[Change, ...]
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it has to survive a power cut."""
+        return self.event.kind not in PASSING
 
     @classmethod
     def of(

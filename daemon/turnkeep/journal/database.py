@@ -4,7 +4,8 @@ The tables of sandboxes, turns, checkpoints, intents and answered requests are
 projections: every event carries the values that it puts or deletes, both are
 written in one transaction, and `rebuild` makes the tables anew from the events. Each event
 carries the hash of the one before (see `chain`), so `verify` finds what was changed.
-When `append` returns, the event survives a crash (WAL, synchronous=FULL).
+When `append` returns, the event survives a crash of the daemon; if it is none of those
+that are only on the way (`changes.PASSING`), a power cut, too (WAL; synchronous=FULL, else NORMAL).
 
 The store, not the journal, is the truth about checkpoints: start-up recovery
 (`recovery`) makes the journal agree with it.
@@ -76,6 +77,7 @@ class Journal:
         self._path = path
         self._head: Head | None = None
         self._keys = keys
+        self._syncs = True
         with _damage(path):
             self._db = sql.connect(str(path), keys)
         try:
@@ -122,7 +124,7 @@ class Journal:
     ) -> Event:
         """Record that something happened, and what it changes.
 
-        Afterwards both are durable; before, neither is there.
+        Afterwards both are there, durable if the event `lasts`; before, neither is.
 
         Raises:
             ResourceExhausted, StoreDamaged: the journal cannot be written.
@@ -133,12 +135,12 @@ class Journal:
     def append_all(self, happened: Sequence[Happened]) -> list[Event]:
         """Record several things at once, with one sync of the disk for all of them.
 
-        All are durable afterwards, or none is there. Raises as `append`.
+        All are there afterwards, durable if one of them `lasts`; or none is. Raises as `append`.
         """
         with self._lock:
             head = self._head
             try:
-                with self._transaction():
+                with self._transaction(synced=any(each.lasts for each in happened)):
                     stored = [self._insert(each) for each in happened]
             except BaseException:
                 self._head = head
@@ -168,6 +170,13 @@ class Journal:
             self._apply(change)
         self._head = head
         return replace(event, sequence=head.sequence)
+
+    def told_head(self) -> Head:
+        """Return `head`, to be kept elsewhere: a power cut cannot take back what it stands for."""
+        with self._lock:
+            head = self.head()
+            self.set_meta("told_head", str(head))
+            return head
 
     def head(self) -> Head:
         """Return the last event's number and hash: who keeps them elsewhere knows if all is still there."""
@@ -369,8 +378,11 @@ class Journal:
                 self._db.execute("UPDATE events SET hash = ? WHERE sequence = ?", (previous, row[0]))
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, *, synced: bool = True) -> Iterator[None]:
         try:
+            if synced is not self._syncs:
+                self._db.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
+                self._syncs = synced
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield

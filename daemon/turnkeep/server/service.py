@@ -364,14 +364,19 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
     async def _check_journal(self, kept: str) -> pb.CheckResult:
         journal = self._deps.journal
         problems = await run(self._deps.pools.long, journal.verify, Head.parse(kept) if kept else None)
-        return pb.CheckResult(ok=not problems, problems=problems, journal_head=str(journal.head()))
+        head = await run(self._deps.pools.journal, journal.told_head)
+        return pb.CheckResult(ok=not problems, problems=problems, journal_head=str(head))
 
     async def ExportJournal(
         self, request: pb.ExportJournalRequest, context: Any
     ) -> AsyncIterator[pb.ExportJournalResponse]:
         after = request.after_sequence
+        # What was given out must not be taken back by a power cut.
+        last = await run(self._deps.pools.journal, self._deps.journal.told_head)
         while rows := await run(self._deps.pools.commit, self._deps.journal.rows, after):
             for row, stored in rows:
+                if row[0] > last.sequence:
+                    return
                 yield pb.ExportJournalResponse(sequence=row[0], line=exported(row, stored))
             after = rows[-1][0][0]
 
