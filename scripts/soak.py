@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 import secrets
+import signal
 import sys
 import tempfile
 import threading
@@ -128,6 +129,8 @@ def main() -> int:
         f"soak: seed {options.seed}, {options.sandboxes} sandboxes, {options.minutes:g} minutes", flush=True
     )
     with _soak(options) as soak:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: soak.stop.set())
         with ThreadPoolExecutor(WORKERS + 1) as pool:
             care = pool.submit(soak.care)
             for number in range(WORKERS):
