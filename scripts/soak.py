@@ -129,8 +129,8 @@ def main() -> int:
         f"soak: seed {options.seed}, {options.sandboxes} sandboxes, {options.minutes:g} minutes", flush=True
     )
     with _soak(options) as soak:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: soak.stop.set())
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, lambda *_: soak.stop.set())
         with ThreadPoolExecutor(WORKERS + 1) as pool:
             care = pool.submit(soak.care)
             for number in range(WORKERS):
