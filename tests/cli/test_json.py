@@ -89,7 +89,7 @@ def test_the_store_and_the_host(ask: Ask, daemon: FakeDaemon) -> None:
         "deleted_checkpoints kept_checkpoints freed_bytes stored_bytes dry_run notes"
     )
     assert set(ask("check")) == keys(
-        "ok problems checkpoints blobs bytes index_rebuilt followed journal_head"
+        "ok problems checkpoints blobs bytes index_rebuilt followed journal_head repaired"
     )
     assert {tuple(item) for item in ask("doctor")} == {("what", "verdict", "detail", "fix")}
     daemon.service.add_event("attached")

@@ -60,7 +60,7 @@ def test_failed_open_frees_the_lock(tmp_path: Path) -> None:
     Repository.create(home).close()
     config = home / "config" / "repository"
     data = config.read_bytes()
-    config.write_bytes(_of_version(2, data))
+    config.write_bytes(_of_version(3, data))
     with pytest.raises(UnsupportedFormat):
         Repository.open(home)
     config.write_bytes(data)
