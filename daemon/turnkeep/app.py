@@ -154,8 +154,12 @@ def _open(config: Config, stack: contextlib.ExitStack) -> Deps:
 
 def _close_to_others(state: Path) -> None:
     """Take from others what they may do with the state's folders and the files that are not in packs."""
-    areas = [path for path in (state, state / encryption.STORE) if path.is_dir()]
-    for path in (*areas, *(each for area in areas for each in area.iterdir())):
+    store = state / encryption.STORE
+    # Only what is ours by its name: the folder may have been named by mistake.
+    ours = [state, store, state / "run", *state.glob(f"{encryption.JOURNAL}*"), *state.glob("audit.jsonl*")]
+    for path in (*ours, *(store.iterdir() if store.is_dir() else ())):
+        if not path.exists():
+            continue
         mode = path.lstat().st_mode
         if mode & 0o077 and (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             log.warning("others had access to a part of the state; not any more", path=str(path))

@@ -278,3 +278,19 @@ def test_a_file_system_that_never_answers(tk: Client, make: Callable[..., Box]) 
     assert box.sh("cat /calm") == "1\n"
     sandbox.restore(turn=after.number)
     assert box.sh("cat /calm") == "3\n"
+
+
+def test_what_others_may_read_of_the_state_is_closed_at_the_start(own_daemon: Daemon) -> None:
+    own_daemon.stop()
+    stranger = own_daemon.state / "stranger"
+    stranger.touch(0o644)
+    ours = [
+        own_daemon.state / "journal.sqlite",
+        own_daemon.state / "store" / "packs",
+        own_daemon.state / "store",
+    ]
+    for path in ours:
+        path.chmod(0o755)
+    own_daemon.start()
+    assert [stat.S_IMODE(path.stat().st_mode) & 0o077 for path in ours] == [0, 0, 0]
+    assert stat.S_IMODE(stranger.stat().st_mode) == 0o644
