@@ -240,6 +240,8 @@ class Directory:
             entries = Entries.of_rows(rows)
         except (ValueError, TypeError, IndexError, msgpack.exceptions.UnpackException) as error:
             raise Damaged(f"directory of {len(data)} bytes does not decode: {error}") from error
+        if not set(map(type, entries)) <= {bytes}:
+            raise Damaged(f"directory of {len(data)} bytes does not decode: a name is no bytes")
         if len(entries) != len(rows) or any(a >= b for a, b in pairwise(entries)):
             raise Damaged("directory's names are not in order")
         return cls(entries)
