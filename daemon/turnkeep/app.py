@@ -107,12 +107,12 @@ def _open(config: Config, stack: contextlib.ExitStack) -> Deps:
     state = config.state_path
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _close_to_others(state)
+        _close_to_others(config)
     except OSError as error:
         raise InvalidRequest(f"the state directory cannot be used: {error}", object=str(state)) from error
     try:
         repository = Repository.open_or_create(
-            state / encryption.STORE,
+            config.store_path,
             options=Options(compression_level=config.compression_level),
             master=encryption.read_key(config.encryption_key),
         )
@@ -123,7 +123,7 @@ def _open(config: Config, stack: contextlib.ExitStack) -> Deps:
             hint="one daemon per state directory; TURNKEEP_STATE_DIR names another",
         ) from error
     stack.callback(repository.close)
-    journal = _open_journal(state / encryption.JOURNAL, encryption.journal_keys(repository.keyring))
+    journal = _open_journal(config.journal_path, encryption.journal_keys(repository.keyring))
     stack.callback(journal.close)
     pools = Pools.start(config.workers)
     stack.callback(pools.stop)
@@ -152,11 +152,17 @@ def _open(config: Config, stack: contextlib.ExitStack) -> Deps:
     )
 
 
-def _close_to_others(state: Path) -> None:
+def _close_to_others(config: Config) -> None:
     """Take from others what they may do with the state's folders and the files that are not in packs."""
-    store = state / encryption.STORE
+    state, store = config.state_path, config.store_path
     # Only what is ours by its name: the folder may have been named by mistake.
-    ours = [state, store, state / "run", *state.glob(f"{encryption.JOURNAL}*"), *state.glob("audit.jsonl*")]
+    ours = [
+        state,
+        store,
+        state / "run",
+        *state.glob(f"{config.journal_path.name}*"),
+        *state.glob("audit.jsonl*"),
+    ]
     for path in (*ours, *(store.iterdir() if store.is_dir() else ())):
         if not path.exists():
             continue

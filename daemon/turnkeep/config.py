@@ -18,6 +18,7 @@ from turnkeep.model import RetentionPolicy
 
 DEFAULT_ADDRESS = "unix:///run/turnkeep/turnkeep.sock"
 DEFAULT_STATE_DIR = "/var/lib/turnkeep"
+JOURNAL_NAME = "journal.sqlite"
 DEFAULT_CONFIG = "/etc/turnkeep/turnkeep.toml"
 
 MIB = 1024 * 1024
@@ -170,6 +171,16 @@ class Config:
     def state_path(self) -> Path:
         """The state directory."""
         return Path(self.state_dir)
+
+    @property
+    def store_path(self) -> Path:
+        """The repository in it."""
+        return self.state_path / "store"
+
+    @property
+    def journal_path(self) -> Path:
+        """The journal in it."""
+        return self.state_path / JOURNAL_NAME
 
 
 def load(path: str | None = None, environment: Mapping[str, str] = os.environ) -> Config:

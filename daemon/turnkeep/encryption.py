@@ -20,13 +20,11 @@ from turnkeep_store.errors import RepositoryLocked, RepositoryNotFound, WrongKey
 from turnkeep_store.keys import Keyring, MasterKey
 from turnkeep_store.repository import Repository
 
-from turnkeep.config import Config
+from turnkeep.config import JOURNAL_NAME, Config
 from turnkeep.errors import Conflict, InvalidRequest
 from turnkeep.journal import Journal
 
 SOURCES = ("file", "credential", "command")
-JOURNAL = "journal.sqlite"
-STORE = "store"
 _COMMAND_S = 60.0
 _MOST_BYTES = 4096
 
@@ -106,7 +104,7 @@ def _said_by(command: str) -> bytes:
 
 def journal_keys(keyring: Keyring | None) -> list[bytes]:
     """Return the keys that the journal of a state with this keyring may have, the current one first."""
-    return keyring.for_database(JOURNAL) if keyring is not None else []
+    return keyring.for_database(JOURNAL_NAME) if keyring is not None else []
 
 
 def change(config: Config, source: str) -> None:
@@ -119,7 +117,7 @@ def change(config: Config, source: str) -> None:
     new = read_key(source)
     if new is None:
         raise InvalidRequest("no new key was named", hint="--to file:PATH")
-    with _opened(config) as repository:
+    with _opened(config, read_key(config.encryption_key)) as repository:
         rotation.change_master(repository, new)
 
 
@@ -129,12 +127,11 @@ def rotate(config: Config, *, rewrite: bool, progress: rotation.Progress) -> Rot
     Cut off at any point, it is repeated. Raises as `change`.
     """
     master = read_key(config.encryption_key)
-    with _opened(config) as repository:
+    with _opened(config, master) as repository:
         assert master is not None
         keyring = rotation.add_data_key(repository, master)
-        path = config.state_path / JOURNAL
-        if path.exists():
-            Journal(path, journal_keys(keyring)).close()
+        if config.journal_path.exists():
+            Journal(config.journal_path, journal_keys(keyring)).close()
         if not rewrite:
             return Rotated(resealed=0, dropped=0)
         done = rotation.reseal(repository, progress)
@@ -142,10 +139,10 @@ def rotate(config: Config, *, rewrite: bool, progress: rotation.Progress) -> Rot
     return Rotated(resealed=done.files, dropped=dropped, damaged=done.damaged)
 
 
-def _opened(config: Config) -> Repository:
-    path = config.state_path / STORE
+def _opened(config: Config, master: MasterKey | None) -> Repository:
+    path = config.store_path
     try:
-        repository = Repository.open(path, master=read_key(config.encryption_key))
+        repository = Repository.open(path, master=master)
     except RepositoryNotFound as error:
         raise InvalidRequest(
             f"there is no state yet: {error}", object=str(path), hint="is it that of --config?"

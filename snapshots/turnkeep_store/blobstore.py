@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from turnkeep_store.backend import Area, Backend
@@ -163,6 +163,17 @@ class BlobStore:
             raise
         self._damaged.difference_update(row.header.id for row in pack.contents)
         return size
+
+    def hide(self, names: Collection[str]) -> None:
+        """Have no lookup find these packs, and no rebuild bring them back, until `reveal`."""
+        with self.leases.guard:
+            self.packs.doomed.update(names)
+            self.index.drop(names)
+
+    def reveal(self, names: Collection[str]) -> None:
+        """Let packs be found by a rebuild that are still there after `hide`."""
+        with self.leases.guard:
+            self.packs.doomed.difference_update(names)
 
     def close(self) -> None:
         self.workers.shutdown()

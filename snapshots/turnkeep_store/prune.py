@@ -147,12 +147,9 @@ class _Prune:
 
     def sweep(self, packs: dict[str, int]) -> None:
         """Delete these packs, but for those that have become needed since the plan."""
-        doomed = self._blobs.packs.doomed
         with self._blobs.leases.guard:
             names = self._still_unneeded(packs)
-            # From here on no lookup finds these copies and no rebuild brings them back.
-            doomed.update(names)
-            self._blobs.index.drop(names)
+            self._blobs.hide(names)
         if names:
             reached(StorePoint.PACKS_DROPPED)
         try:
@@ -160,8 +157,7 @@ class _Prune:
                 self._blobs.backend.delete(Area.PACKS, names)
                 reached(StorePoint.PACKS_DELETED)
         finally:
-            with self._blobs.leases.guard:
-                doomed.difference_update(names)
+            self._blobs.reveal(names)
         self.report.removed_packs += len(names)
         self.report.freed_bytes += sum(packs[name] for name in names)
 

@@ -7,7 +7,7 @@ written to a new one, and its file stays beside the packs under a name that no r
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from turnkeep_store.backend import Area
@@ -101,19 +101,8 @@ def _move(repo: Repository, name: str, rows: list[Located], saved: BlobSet, leas
         for row in new:
             saved.add(row.header.id)
     reached(StorePoint.BLOBS_SAVED)
-    with _hidden(repo, name):
-        repo.backend.set_aside(Area.PACKS, name)
-
-
-@contextlib.contextmanager
-def _hidden(repo: Repository, name: str) -> Iterator[None]:
-    """Have no lookup find a pack, and no rebuild bring it back, while it goes."""
-    blobs = repo.blobs
-    with blobs.leases.guard:
-        blobs.packs.doomed.add(name)
-        blobs.index.drop([name])
+    repo.blobs.hide([name])
     try:
-        yield
+        repo.backend.set_aside(Area.PACKS, name)
     finally:
-        with blobs.leases.guard:
-            blobs.packs.doomed.discard(name)
+        repo.blobs.reveal([name])

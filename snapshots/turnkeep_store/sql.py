@@ -6,12 +6,11 @@ included. It is asked for only where there are keys: `pip install turnkeep[encry
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 from collections.abc import Sequence
 from typing import Any, cast
 
-from turnkeep_store.errors import WrongKey
+from turnkeep_store.errors import StoreIOError, WrongKey
 
 try:
     from sqlcipher3 import dbapi2 as sqlcipher
@@ -48,14 +47,22 @@ def connect(path: str, keys: Sequence[bytes] = (), *, uri: bool = False) -> sqli
 
     Raises:
         one of ERRORS: it cannot be opened, or has none of the keys.
+        StoreIOError: it cannot be given the first key; it has the one it had.
     """
     if not keys:
         return sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10, uri=uri)
     require_encryption()
-    for key in keys[:-1]:
-        with contextlib.suppress(*_OURS_DATABASE):
-            return _current(_connect(path, key, uri), keys[0], is_it=key == keys[0])
-    return _current(_connect(path, keys[-1], uri), keys[0], is_it=len(keys) == 1)
+    for key in keys:
+        try:
+            db = _connect(path, key, uri)
+        except _OURS_DATABASE as error:
+            if key == keys[-1] or getattr(error, "sqlite_errorname", "") != "SQLITE_NOTADB":
+                raise
+        else:
+            break
+    if key != keys[0]:
+        _exchange(db, keys[0], path)
+    return db
 
 
 def _connect(path: str, key: bytes, uri: bool) -> sqlite3.Connection:
@@ -70,7 +77,10 @@ def _connect(path: str, key: bytes, uri: bool) -> sqlite3.Connection:
     return cast(sqlite3.Connection, db)
 
 
-def _current(db: sqlite3.Connection, key: bytes, *, is_it: bool) -> sqlite3.Connection:
-    if not is_it:
+def _exchange(db: sqlite3.Connection, key: bytes, path: str) -> None:
+    try:
         db.execute(f"PRAGMA rekey = \"x'{key.hex()}'\"")
-    return db
+    except _OURS as error:
+        db.close()
+        # Not as damage, for which a database is thrown away or moved aside.
+        raise StoreIOError(f"{path}: it cannot be encrypted with the newest key: {error}") from error

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from turnkeep_store import durable
 from turnkeep_store.repository import Repository
+from turnkeep_store.snapshot import Snapshot
 
-from .trees import IN_MEMORY, SMALL
+from .trees import FEW, IN_MEMORY, SMALL, commit
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +25,19 @@ def in_memory() -> Iterator[Path]:
     """A folder in memory, where the host has that."""
     with tempfile.TemporaryDirectory(prefix="tk-", dir=IN_MEMORY) as name:
         yield Path(name)
+
+
+@pytest.fixture
+def home(in_memory: Path) -> Path:
+    """Where a repository may be made."""
+    return in_memory / "repo"
+
+
+@pytest.fixture
+def snapshot(home: Path) -> Snapshot:
+    """The one snapshot of a repository at `home`, of `FEW` files."""
+    with Repository.create(home) as repository:
+        return commit(repository, FEW)
 
 
 @pytest.fixture

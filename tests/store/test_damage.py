@@ -16,22 +16,11 @@ from turnkeep_store.prune import prune
 from turnkeep_store.repository import INDEX_NAME, Repository
 from turnkeep_store.snapshot import Snapshot
 
-from .trees import Files, commit, get_tree
+from .trees import FEW as FILES
+from .trees import commit, get_tree
 
 NOISE = random.Random(1)
-FILES: Files = {b"a": NOISE.randbytes(40), b"d/b": b"compressible " * 20, b"d/c": NOISE.randbytes(30)}
 TYPED = (Damaged, BlobNotFound, UnsupportedFormat)
-
-
-@pytest.fixture
-def home(in_memory: Path) -> Path:
-    return in_memory / "repo"
-
-
-@pytest.fixture
-def snapshot(home: Path) -> Snapshot:
-    with Repository.create(home) as repo:
-        return commit(repo, FILES)
 
 
 def _only_file(home: Path, area: str) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import pytest
 from turnkeep_store.check import check
 from turnkeep_store.diff import walk
 from turnkeep_store.errors import StoreError
@@ -16,22 +15,11 @@ from turnkeep_store.repository import INDEX_NAME, Repository
 from turnkeep_store.snapshot import Snapshot
 
 from .disks import PowerCut, PowerCutDisk
+from .trees import FEW as FILES
 from .trees import SMALL, Files, commit, get_tree
 
 NOISE = random.Random(13)
-FILES: Files = {b"a": NOISE.randbytes(60), b"d/b": b"compressible " * 20, b"d/c": NOISE.randbytes(50)}
 OTHER: Files = {b"a": FILES[b"a"], b"e": NOISE.randbytes(40)}
-
-
-@pytest.fixture
-def home(in_memory: Path) -> Path:
-    return in_memory / "repo"
-
-
-@pytest.fixture
-def snapshot(home: Path) -> Snapshot:
-    with Repository.create(home) as repo:
-        return commit(repo, FILES)
 
 
 def _readable(repo: Repository, snapshot: Snapshot) -> Files | None:

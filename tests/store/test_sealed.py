@@ -18,7 +18,7 @@ from turnkeep_store.backend_memory import MemoryBackend
 from turnkeep_store.backend_sealed import SealedBackend
 from turnkeep_store.check import check
 from turnkeep_store.diff import walk
-from turnkeep_store.errors import Damaged, StoreError, UnsupportedFormat, WrongKey
+from turnkeep_store.errors import Damaged, StoreError, StoreIOError, UnsupportedFormat, WrongKey
 from turnkeep_store.ids import blob_id
 from turnkeep_store.keys import Keyring, MasterKey
 from turnkeep_store.prune import prune
@@ -39,11 +39,6 @@ REPOSITORY = bytes(16)
 EDGES = [
     n + d for n in (0, SEGMENT_BYTES, 2 * SEGMENT_BYTES) for d in (-9, -8, -7, -1, 0, 1, 8, 9) if n + d >= 0
 ]
-
-
-@pytest.fixture
-def home(in_memory: Path) -> Path:
-    return in_memory / "repo"
 
 
 @pytest.fixture
@@ -352,6 +347,9 @@ def test_a_database_gets_the_first_key(tmp_path: Path) -> None:
     with sql.connect(path, [old]) as db:
         db.execute("CREATE TABLE secret (a)")
     db.close()
+    with pytest.raises(StoreIOError, match="newest key"):
+        sql.connect(f"file:{path}?mode=ro", [new, old], uri=True)
+    sql.connect(path, [old]).close()
     sql.connect(path, [new, old]).close()
     for keys in ([old], [bytes(32), old]):
         with pytest.raises(sql.DATABASE_ERRORS):

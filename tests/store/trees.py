@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Mapping
 
 from turnkeep_store.blobs import BlobSink
@@ -16,8 +17,13 @@ from turnkeep_store.snapshot import Snapshot
 from turnkeep_store.tree import Directory, Entry, NodeType
 from turnkeep_store.writer import BlobWriter
 
+NOISE = random.Random(1)
+
 Files = Mapping[bytes, bytes]
 """Path to content. Folders are those that paths lead through."""
+
+FEW: Files = {b"a": NOISE.randbytes(40), b"d/b": b"compressible " * 20, b"d/c": NOISE.randbytes(30)}
+"""So little that a test can try every byte of what is stored of it."""
 
 SMALL = Options(pack_bytes=2048, pack_blobs=6)
 """Limits so small that a few short files meet them."""

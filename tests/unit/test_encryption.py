@@ -34,21 +34,19 @@ def config(tmp_path: Path, key_file: Path) -> Config:
     """A state with a snapshot and an event."""
     made = Config(state_dir=str(tmp_path / "state"), encryption_key=f"file:{key_file}")
     made.state_path.mkdir()
-    with Repository.create(made.state_path / encryption.STORE, master=KEY) as repo:
+    with Repository.create(made.store_path, master=KEY) as repo:
         commit(repo, FILES)
-        with Journal(made.state_path / encryption.JOURNAL, encryption.journal_keys(repo.keyring)) as journal:
+        with Journal(made.journal_path, encryption.journal_keys(repo.keyring)) as journal:
             journal.append("told", "a secret message")
     return made
 
 
 def _all_there(config: Config) -> None:
     master = encryption.read_key(config.encryption_key)
-    with Repository.open(config.state_path / encryption.STORE, master=master) as repo:
+    with Repository.open(config.store_path, master=master) as repo:
         (snapshot,) = repo.snapshots()
         assert get_tree(repo, snapshot.tree) == FILES
-        with Journal(
-            config.state_path / encryption.JOURNAL, encryption.journal_keys(repo.keyring)
-        ) as journal:
+        with Journal(config.journal_path, encryption.journal_keys(repo.keyring)) as journal:
             assert [event.message for event in journal.events()] == ["a secret message"]
             assert journal.verify() == []
 
@@ -91,7 +89,7 @@ def test_a_key_that_a_command_prints(key_file: Path, tmp_path: Path) -> None:
 
 
 def test_the_journal_is_encrypted(config: Config) -> None:
-    path = config.state_path / encryption.JOURNAL
+    path = config.journal_path
     assert b"secret" not in path.read_bytes()
     with pytest.raises(sqlite3.DatabaseError):
         sqlite3.connect(path).execute("SELECT * FROM events")
@@ -132,7 +130,7 @@ def test_a_rotation_that_was_cut_off_is_repeated(config: Config) -> None:
 
 
 def test_not_while_a_daemon_has_it(config: Config) -> None:
-    with Repository.open(config.state_path / encryption.STORE, master=KEY), pytest.raises(Conflict):
+    with Repository.open(config.store_path, master=KEY), pytest.raises(Conflict):
         encryption.rotate(config, rewrite=False, progress=lambda at, total: None)
 
 
@@ -140,7 +138,7 @@ def test_where_there_is_nothing_to_exchange(tmp_path: Path, config: Config) -> N
     nothing = Config(state_dir=str(tmp_path / "none"), encryption_key=config.encryption_key)
     plain = Config(state_dir=str(tmp_path / "plain"))
     plain.state_path.mkdir()
-    Repository.create(plain.state_path / encryption.STORE).close()
+    Repository.create(plain.store_path).close()
     for each, said in ((nothing, "no state yet"), (plain, "not encrypted")):
         with pytest.raises(InvalidRequest, match=said):
             encryption.rotate(each, rewrite=True, progress=lambda at, total: None)

@@ -147,10 +147,10 @@ class AsyncClient:
 
         With `rebuild_index`, the index is first made anew from the packs; with `repair`,
         also what is sound of damaged packs is saved, and checkpoints whose record is
-        damaged are deleted. With the
-        name of a sandbox as `live`, what was reported of its changes is compared
-        with a scan of its files instead. With `journal`, its events are, with the
-        hashes that hold them together, and with a `head` that an earlier result had.
+        damaged are deleted. With the name of a sandbox as `live`, what was reported of
+        its changes is compared with a scan of its files instead. With `journal`, its
+        events are, with the hashes that hold them together, and with a `head` that an
+        earlier result had.
         """
         request = calls.check(
             skip_data=skip_data,
