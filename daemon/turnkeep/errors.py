@@ -198,6 +198,12 @@ class RestoreFailed(TurnkeepError):
     exit_code = ExitCode.FAILED
 
 
+class PidsTaken(RestoreFailed):
+    """Process ids that captured processes need belong to others. Nothing was changed."""
+
+    reason = "PIDS_TAKEN"
+
+
 class DigestMismatch(RestoreFailed):
     """What is there after a restore is not what was captured."""
 

@@ -28,7 +28,7 @@ from turnkeep.coordinator.live_restore import (
 )
 from turnkeep.coordinator.loading import leave_whole, let_go, load
 from turnkeep.coordinator.sandbox import SandboxCoordinator
-from turnkeep.errors import ContainerNotRunning, SandboxGone, Unsupported
+from turnkeep.errors import ContainerNotRunning, PidsTaken, SandboxGone, Unsupported
 from turnkeep.journal import Change, Delete, Intent, put_intent
 from turnkeep.model import (
     Checkpoint,
@@ -41,6 +41,7 @@ from turnkeep.model import (
 )
 from turnkeep.points import Point
 from turnkeep.restorer.live import stop_strays
+from turnkeep.restorer.pids import require_free_pids
 from turnkeep.restorer.plan import Choice, Progress, Restored, choose
 from turnkeep.restorer.processes import Ready
 from turnkeep.runtime.container import Container
@@ -96,16 +97,15 @@ async def restore(sandbox: SandboxCoordinator, wish: Wish, progress: Progress) -
         _check_image(container, wish.checkpoint)
         is_stateful = stateful(sandbox, container)
         choice = _choose(container, wish, is_stateful)
-        if not choice.live and container.running and container.inspected["HostConfig"].get("AutoRemove"):
-            raise Unsupported(
-                "the container was started with --rm, so that stopping it would remove it",
-                object=f"container {container.name}",
-                hint="restore with --mode live, or into a new container with --new NAME",
-            )
+        _check_may_stop(container, choice)
         ready = await load(sandbox, wish.checkpoint, container)
-        choice = leave_whole(ready, container.inspected, replace=wish.replace) or choice
-        work = _Work(sandbox, container, wish, choice, ready, progress)
         try:
+            choice = leave_whole(ready, container.inspected, replace=wish.replace) or choice
+            if choice.live and ready.trees:
+                choice = await run(
+                    sandbox.deps.pools.capture, _with_free_pids, choice, container, wish, ready, is_stateful
+                )
+            work = _Work(sandbox, container, wish, choice, ready, progress)
             restored = await work.do(is_stateful)
         finally:
             let_go(sandbox.deps, ready)
@@ -293,6 +293,32 @@ def _choose(container: Container, wish: Wish, is_stateful: Callable[[Process], b
     now = sample(container.pids(), container.usage_ns)
     init = next((each for each in now.processes.values() if each.pid == container.init_pid), None)
     return choose(state, init_is_stateful=init is not None and is_stateful(init), wanted_live=wish.live)
+
+
+def _check_may_stop(container: Container, choice: Choice) -> None:
+    if not choice.live and container.running and container.inspected["HostConfig"].get("AutoRemove"):
+        raise Unsupported(
+            "the container was started with --rm, so that stopping it would remove it",
+            object=f"container {container.name}",
+            hint="restore with --mode live, or into a new container with --new NAME",
+        )
+
+
+def _with_free_pids(
+    choice: Choice, container: Container, wish: Wish, ready: Ready, is_stateful: Callable[[Process], bool]
+) -> Choice:
+    """Return another way where what a live restore leaves running has pids that are needed."""
+    now = sample(container.pids(), container.usage_ns)
+    staying = [each.pid for each in now.processes.values() if not is_stateful(each)]
+    try:
+        require_free_pids(ready, container, staying)
+    except PidsTaken as error:
+        if wish.live:
+            raise
+        other = Choice(False, error.message)
+        _check_may_stop(container, other)
+        return other
+    return choice
 
 
 async def finish(

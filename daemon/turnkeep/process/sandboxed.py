@@ -78,6 +78,10 @@ class Images:
         """Return the names of the images; logs and caches are none."""
         return sorted(set(os.listdir(self.folder)) - _NOT_IMAGES)
 
+    def threads(self) -> list[int]:
+        """Return the pids of all threads whose registers are among the images."""
+        return [int(found[1]) for name in self.names() if (found := _CORE.fullmatch(name))]
+
     def open(self, name: str, flags: int = os.O_RDONLY) -> int:
         """Open one file."""
         return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.folder)
@@ -260,7 +264,7 @@ class InSandbox:
                 return False
             return True
 
-        place = replace(place, avoid={*place.avoid, *_pids_in(images)})
+        place = replace(place, avoid={*place.avoid, *images.threads()})
         with self._started(place, images, handed_down) as run:
             answer = _ask(run, restore_request(options), on_stage)
         if problem is not None:
@@ -297,13 +301,6 @@ class InSandbox:
         finally:
             run.socket.close()
             run.wait()
-
-
-def _pids_in(images: Images) -> Iterator[int]:
-    """Yield the pids of all threads whose registers are among the images."""
-    for name in images.names():
-        if found := _CORE.fullmatch(name):
-            yield int(found[1])
 
 
 def _ask(run: Run, request: bytes, on_stage: Callable[[str], bool] = lambda stage: True) -> Answer:
