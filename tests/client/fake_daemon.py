@@ -77,6 +77,7 @@ class FakeService(turnkeep_pb2_grpc.TurnkeepServicer):
             cgroup_version=2, kernel="6.8.0", state_dir="/var/lib/turnkeep", stored_bytes=1 << 20,
             checkpoints=3, sandboxes=1, free_bytes=50 << 30,
             tracker=pb.TrackerFigures(enabled=True, followed=9, scanned=1, events=99, audits=1),
+            usage=pb.Usage(resident_bytes=90 << 20, descriptors=40, threads=9, processor_ns=10**9),
         )  # fmt: skip
         self.findings = [
             pb.Finding(what="criu", verdict=pb.VERDICT_OK, detail="version 4.2"),

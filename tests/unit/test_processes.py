@@ -182,7 +182,7 @@ def test_a_freeze_alone_is_no_run(group: Group) -> None:
 
 
 def test_processor_time_of_one_that_came_and_went() -> None:
-    sleeper = Process(1, 1.0, "x", (), 0, {1: Thread(5, 1000)})
+    sleeper = Process(1, 1, "x", (), 0, {1: Thread(5, 1000)})
     before = ProcessSample({sleeper.identity: sleeper}, 1000)
     assert quiet_since(before, replace(before, usage_ns=6000), anything)
     assert not quiet_since(before, replace(before, usage_ns=6001), anything)
@@ -190,7 +190,7 @@ def test_processor_time_of_one_that_came_and_went() -> None:
     assert quiet_since(before, ProcessSample({ran.identity: ran}, 9000), anything)
 
 
-INIT = Process(10, 1.0, "sleep", ("sleep", "infinity"), 0, {})
+INIT = Process(10, 1, "sleep", ("sleep", "infinity"), 0, {})
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,12 @@ def _examine(status: HostStatus) -> Iterator[Finding]:
 
 
 def _daemon(status: HostStatus) -> Finding:
-    detail = f"version {status.version}, pid {status.pid}, up {words.age(status.started_at_ns)}"
+    usage = status.usage
+    detail = (
+        f"version {status.version}, pid {status.pid}, up {words.age(status.started_at_ns)};"
+        f" {words.size(usage.resident_bytes)} of memory, {words.count(usage.descriptors, 'descriptor')},"
+        f" {words.count(usage.threads, 'thread')}"
+    )
     if status.version != turnkeep.__version__:
         detail += f"; this command is version {turnkeep.__version__}"
         return Finding(what="daemon", verdict=Verdict.DEGRADED, detail=detail, fix="restart the daemon")

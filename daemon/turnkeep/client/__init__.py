@@ -25,6 +25,7 @@ from turnkeep.client.values import (
     StoredState,
     TrackerFigures,
     TurnInfo,
+    Usage,
 )
 
 __all__ = [
@@ -47,5 +48,6 @@ __all__ = [
     "TrackerFigures",
     "Turn",
     "TurnInfo",
+    "Usage",
     "connect",
 ]

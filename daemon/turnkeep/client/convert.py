@@ -340,6 +340,12 @@ def host_status(message: pb.GetHostStatusResponse) -> values.HostStatus:
             audits=message.tracker.audits,
             missed=message.tracker.missed,
         ),
+        usage=values.Usage(
+            resident_bytes=message.usage.resident_bytes,
+            descriptors=message.usage.descriptors,
+            threads=message.usage.threads,
+            processor_ns=message.usage.processor_ns,
+        ),
     )
 
 

@@ -310,6 +310,17 @@ class TrackerFigures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What the daemon's process takes up at a moment; that of its children is not in it."""
+
+    resident_bytes: int
+    descriptors: int
+    threads: int
+    processor_ns: int
+    """Processor time since its start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostStatus:
     """The daemon, its host and its store."""
 
@@ -331,3 +342,4 @@ class HostStatus:
     degraded: tuple[str, ...]
     """What works less than well, a sentence each."""
     tracker: TrackerFigures
+    usage: Usage

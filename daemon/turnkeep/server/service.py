@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 from turnkeep_store.diff import diff
 from turnkeep_store.errors import SnapshotNotFound
 from turnkeep_store.ids import SnapshotId, TreeId
@@ -406,6 +407,7 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
             recovery=self._started.recovery if current().role is not Role.HARNESS else (),
             degraded=degraded,
             tracker=self._tracker_figures(),
+            usage=_usage(),
         )
 
     def _tracker_figures(self) -> pb.TrackerFigures:
@@ -428,6 +430,18 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
     def _checkpoint(self, checkpoint: Checkpoint) -> pb.Checkpoint:
         heads = {each.record.head_checkpoint_id for each in self._registry.sandboxes.values()}
         return convert.checkpoint_message(checkpoint, is_head=checkpoint.id in heads)
+
+
+def _usage() -> pb.Usage:
+    process = psutil.Process()
+    with process.oneshot():
+        times = process.cpu_times()
+        return pb.Usage(
+            resident_bytes=process.memory_info().rss,
+            descriptors=process.num_fds(),
+            threads=process.num_threads(),
+            processor_ns=int((times.user + times.system) * 1e9),
+        )
 
 
 def _require(value: str, name: str) -> None:

@@ -13,12 +13,16 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-import psutil
-
 FREEZE_SWITCHES = 1
 THAW_SWITCHES = 1
 _RUN_SLACK_NS = 500_000
 _USAGE_SLACK_NS = 5_000
+
+_STATE, _PARENT, _STARTED = 0, 1, 19
+"""Fields of /proc/PID/stat, counted from the one after the name."""
+_NAME_CHARACTERS = 15
+_GONE = (FileNotFoundError, ProcessLookupError)
+_READ_BYTES = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +35,17 @@ class Thread:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process of a sandbox, by its pid on the host."""
+    """One process of a sandbox, by its pid on the host; `started` counts clock ticks since boot."""
 
     pid: int
-    started: float
+    started: int
     name: str
     command: tuple[str, ...]
     parent: int
     threads: Mapping[int, Thread]
 
     @property
-    def identity(self) -> tuple[int, float]:
+    def identity(self) -> tuple[int, int]:
         """What tells it from a later process with the same pid."""
         return self.pid, self.started
 
@@ -53,7 +57,7 @@ class Process:
 class ProcessSample:
     """The processes of a sandbox at one time, and the processor time of its whole cgroup."""
 
-    processes: Mapping[tuple[int, float], Process] = field(default_factory=dict)
+    processes: Mapping[tuple[int, int], Process] = field(default_factory=dict)
     usage_ns: int = 0
 
 
@@ -68,38 +72,58 @@ def sample(pids: Iterable[int], usage_ns: Callable[[], int]) -> ProcessSample:
 
 
 def _look_at(pid: int) -> Process | None:
+    """Read one process from /proc, see proc(5); it is looked at inside freezes, so with few calls."""
     try:
-        handle = psutil.Process(pid)
-        with handle.oneshot():
-            if handle.status() == psutil.STATUS_ZOMBIE:
-                return None
-            return Process(
-                pid=pid,
-                started=handle.create_time(),
-                name=_text(handle.name()),
-                command=tuple(map(_text, handle.cmdline())),
-                parent=handle.ppid(),
-                threads=_threads(pid),
-            )
-    except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError, ProcessLookupError):
+        head, _, tail = _read(f"/proc/{pid}/stat").rpartition(b")")
+        fields = tail.split()
+        if fields[_STATE] in (b"Z", b"X"):
+            return None
+        line = _read(f"/proc/{pid}/cmdline")
+        command = tuple(map(_text, line.removesuffix(b"\0").split(b"\0"))) if line else ()
+        return Process(
+            pid=pid,
+            started=int(fields[_STARTED]),
+            name=_whole_name(_text(head.partition(b"(")[2]), command),
+            command=command,
+            parent=int(fields[_PARENT]),
+            threads=_threads(pid),
+        )
+    except _GONE:
         return None
 
 
-def _text(value: str) -> str:
+def _whole_name(name: str, command: tuple[str, ...]) -> str:
+    """Return a name that the kernel has cut as its command line has it."""
+    program = command[0].rpartition("/")[2] if command else ""
+    return program if len(name) >= _NAME_CHARACTERS and program.startswith(name) else name
+
+
+def _text(value: bytes) -> str:
     """Return a name as text: a process may call itself anything, UTF-8 or not."""
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return value.decode("utf-8", "backslashreplace")
 
 
 def _threads(pid: int) -> dict[int, Thread]:
     found = {}
     for name in os.listdir(f"/proc/{pid}/task"):
         try:
-            with open(f"/proc/{pid}/task/{name}/schedstat", "rb") as file:
-                run_ns, _, switches = (int(part) for part in file.read().split())
-        except (FileNotFoundError, ProcessLookupError):
+            run_ns, _, switches = _read(f"/proc/{pid}/task/{name}/schedstat").split()
+        except _GONE:
             continue
-        found[int(name)] = Thread(switches, run_ns)
+        found[int(name)] = Thread(int(switches), int(run_ns))
     return found
+
+
+def _read(path: str) -> bytes:
+    """Return what /proc holds under a path, however long it is."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(fd, _READ_BYTES):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2603,6 +2603,7 @@ class GetHostStatusResponse(_message.Message):
     RECOVERY_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
     TRACKER_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The daemon's version."""
     pid: _builtins.int
@@ -2639,6 +2640,10 @@ class GetHostStatusResponse(_message.Message):
     def tracker(self) -> Global___TrackerFigures:
         """How changes are found."""
 
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """What the daemon's process takes up now."""
+
     def __init__(
         self,
         *,
@@ -2657,14 +2662,49 @@ class GetHostStatusResponse(_message.Message):
         recovery: _abc.Iterable[_builtins.str] | None = ...,
         degraded: _abc.Iterable[_builtins.str] | None = ...,
         tracker: Global___TrackerFigures | None = ...,
+        usage: Global___Usage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["tracker", b"tracker"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tracker", b"tracker", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cgroup_version", b"cgroup_version", "checkpoints", b"checkpoints", "degraded", b"degraded", "engine_version", b"engine_version", "free_bytes", b"free_bytes", "kernel", b"kernel", "pid", b"pid", "recovery", b"recovery", "sandboxes", b"sandboxes", "started_at_ns", b"started_at_ns", "state_dir", b"state_dir", "storage_driver", b"storage_driver", "stored_bytes", b"stored_bytes", "tracker", b"tracker", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cgroup_version", b"cgroup_version", "checkpoints", b"checkpoints", "degraded", b"degraded", "engine_version", b"engine_version", "free_bytes", b"free_bytes", "kernel", b"kernel", "pid", b"pid", "recovery", b"recovery", "sandboxes", b"sandboxes", "started_at_ns", b"started_at_ns", "state_dir", b"state_dir", "storage_driver", b"storage_driver", "stored_bytes", b"stored_bytes", "tracker", b"tracker", "usage", b"usage", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetHostStatusResponse: _TypeAlias = GetHostStatusResponse  # noqa: Y015
+
+@_typing.final
+class Usage(_message.Message):
+    """What a process takes up at a moment; that of its children is not in it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    DESCRIPTORS_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    PROCESSOR_NS_FIELD_NUMBER: _builtins.int
+    resident_bytes: _builtins.int
+    """Memory that is resident, in bytes."""
+    descriptors: _builtins.int
+    """Open descriptors."""
+    threads: _builtins.int
+    """Threads."""
+    processor_ns: _builtins.int
+    """Processor time since its start, in nanoseconds."""
+    def __init__(
+        self,
+        *,
+        resident_bytes: _builtins.int = ...,
+        descriptors: _builtins.int = ...,
+        threads: _builtins.int = ...,
+        processor_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descriptors", b"descriptors", "processor_ns", b"processor_ns", "resident_bytes", b"resident_bytes", "threads", b"threads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class TrackerFigures(_message.Message):
