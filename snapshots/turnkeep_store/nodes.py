@@ -26,6 +26,7 @@ _UNREADABLE_ALONE = (b"trusted.overlay.metacopy", b"trusted.overlay.redirect")
 
 MAX_XATTR_BYTES = 1024 * 1024
 READ_BYTES = 1024 * 1024
+_WHOLE_BYTES = 64 * 1024
 PAGE = 4096
 _ZERO_PAGE = bytes(PAGE)
 
@@ -41,8 +42,18 @@ _TYPES = {
 _FORMATS = {node_type: bits for bits, node_type in _TYPES.items()}
 
 
-def entry_of(fd: int, name: bytes, *, overlay: bool = False) -> Entry:
+def entry_of(
+    fd: int,
+    name: bytes,
+    *,
+    overlay: bool = False,
+    status: os.stat_result | None = None,
+    readable: bool = False,
+) -> Entry:
     """Describe the open node `fd` (O_PATH will do), without content.
+
+    What fstat(2) has said of it can be given. A descriptor that is `readable`, no O_PATH,
+    spares a way through /proc.
 
     With `overlay`, the node lies in an overlay's upper layer: a character device
     0/0 is a whiteout, and overlay's own xattrs are left out.
@@ -52,7 +63,7 @@ def entry_of(fd: int, name: bytes, *, overlay: bool = False) -> Entry:
         RestoreMismatch: it is a node of an overlay with metacopy or redirects,
             whose meaning the upper layer alone does not tell.
     """
-    status = os.fstat(fd)
+    status = status or os.fstat(fd)
     node_type = _TYPES[stat.S_IFMT(status.st_mode)]
     if overlay and node_type is NodeType.CHAR_DEVICE and status.st_rdev == 0:
         return Entry(name=name, type=NodeType.WHITEOUT)
@@ -67,7 +78,7 @@ def entry_of(fd: int, name: bytes, *, overlay: bool = False) -> Entry:
         mtime_ns=status.st_mtime_ns,
         size=status.st_size if node_type is NodeType.FILE else 0,
         rdev=status.st_rdev if is_device else 0,
-        xattrs=read_xattrs(fd, overlay=overlay),
+        xattrs=read_xattrs(fd, overlay=overlay, readable=readable),
         target=target,
     )
 
@@ -78,11 +89,11 @@ def shape_of(dir_fd: int, name: bytes) -> Entry:
     return Entry(name=name, type=_TYPES[stat.S_IFMT(status.st_mode)], size=status.st_size)
 
 
-def read_xattrs(fd: int, *, overlay: bool = False) -> tuple[tuple[bytes, bytes], ...]:
+def read_xattrs(fd: int, *, overlay: bool = False, readable: bool = False) -> tuple[tuple[bytes, bytes], ...]:
     """Return the extended attributes of an open node, in the order of their names."""
     # The xattr calls refuse O_PATH descriptors; the descriptor's magic link
     # leads to exactly this node, a symlink included, and to no other.
-    where = _magic(fd)
+    where: int | str = fd if readable else _magic(fd)
     try:
         names = os.listxattr(where)
     except OSError as error:
@@ -120,7 +131,15 @@ def is_opaque(fd: int) -> bool:
 
 
 def read_segments(fd: int, size: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, data) of an open file up to `size`, skipping its holes."""
+    """Yield (offset, data) of an open file up to `size`, skipping its holes.
+
+    A file that is read at one go is: looking for holes in it would take longer.
+    """
+    if 0 < size <= _WHOLE_BYTES:
+        data = os.pread(fd, size, 0)
+        if len(data) == size:
+            yield 0, data
+            return
     position = 0
     while position < size:
         try:

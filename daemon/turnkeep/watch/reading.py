@@ -83,30 +83,31 @@ def read_node(
     if first is not None and first != path:
         entry = Entry(name=name, type=NodeType.HARDLINK, target=first)
         return Read(path, RawChange(path, entry, linked=True), status)
-    entry = entry_of(fd, name, overlay=overlay)
-    if entry.type is not NodeType.FILE:
+    if not stat.S_ISREG(before.st_mode):
+        entry = entry_of(fd, name, overlay=overlay, status=before)
         opaque = overlay and entry.is_directory and is_opaque(fd)
         return Read(path, RawChange(path, entry, linked=linked), status, opaque=opaque)
-    entry, segments, held = _content(fd, entry, hold_below, store)
+    # The magic link opens exactly the inode that was found to be a regular
+    # file: never a FIFO or a device that took its name meanwhile.
+    content = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
+    try:
+        entry = entry_of(content, name, overlay=overlay, status=before, readable=True)
+        entry, segments, held = _content(content, entry, hold_below, store)
+    finally:
+        os.close(content)
     unchanged = status_of(os.fstat(fd)) == status
     change = RawChange(path, entry, segments, linked=linked)
     return Read(path, change, status if unchanged else None, held)
 
 
 def _content(
-    fd: int, entry: Entry, hold_below: int, store: StoreContent
+    content: int, entry: Entry, hold_below: int, store: StoreContent
 ) -> tuple[Entry, Segments | None, int]:
-    # The magic link opens exactly the inode that was found to be a regular
-    # file: never a FIFO or a device that took its name meanwhile.
-    content = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
-    try:
-        if entry.size < hold_below:
-            pieces = tuple(read_segments(content, entry.size))
-            return entry, lambda: iter(pieces), sum(len(data) for _, data in pieces)
-        extents = store(read_segments(content, entry.size), entry.size)
-        return entry.holding(extents), None, 0
-    finally:
-        os.close(content)
+    if entry.size < hold_below:
+        pieces = tuple(read_segments(content, entry.size))
+        return entry, lambda: iter(pieces), sum(len(data) for _, data in pieces)
+    extents = store(read_segments(content, entry.size), entry.size)
+    return entry.holding(extents), None, 0
 
 
 def sync_mapped(root_fd: int, paths: Iterable[bytes]) -> None:
