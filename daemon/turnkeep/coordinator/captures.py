@@ -88,9 +88,7 @@ class Captures(SandboxState):
         capture_pool = self.deps.pools.capture
         container = await self.open()
         await self._wait_for_execs(container)
-        inspection = await run(capture_pool, self.deps.checkpointer.inspect, container, self.baseline)
-        reached(Point.TURN_INSPECTED)
-        woken = await run(capture_pool, self.deps.checkpointer.settle_woken, inspection, self.baseline)
+        inspection, woken = await run(capture_pool, self._inspect, container)
         decision = woken or inspection.decision
         timings = replace(turn.timings, inspect_ns=time.monotonic_ns() - ended_ns)
         self._advance(turn, state=TurnState.CLASSIFIED, decision=decision, timings=timings)
@@ -106,6 +104,13 @@ class Captures(SandboxState):
             return
         with self._undoing(inspection):
             await self._keep_changed(turn, container, inspection, timings, ended_ns, open_gate)
+
+    def _inspect(self, container: Container) -> tuple[Inspection, Decision | None]:
+        """Inspect a container; in one call, since each change of thread takes its time."""
+        checkpointer, baseline = self.deps.checkpointer, self.baseline
+        inspection = checkpointer.inspect(container, baseline)
+        reached(Point.TURN_INSPECTED)
+        return inspection, checkpointer.settle_woken(inspection, baseline)
 
     async def _wait_for_execs(self, container: Container) -> None:
         """With `exec_sessions = "wait"`, wait for commands that a client of `docker exec` waits for."""
@@ -222,11 +227,8 @@ class Captures(SandboxState):
         answers: Callable[[Checkpoint], Iterable[Change]],
     ) -> Checkpoint | None:
         container = await self.open()
-        pool = self.deps.pools.capture
-        inspection = await run(pool, self.deps.checkpointer.inspect, container, self.baseline)
-        unchanged = inspection.decision.turn_class is TurnClass.STATELESS
-        if unchanged and not even_if_unchanged and not inspection.changed:
-            await run(pool, self.deps.checkpointer.settle, inspection, self.baseline)
+        inspection = await run(self.deps.pools.capture, self._changed_at_all, container, even_if_unchanged)
+        if inspection is None:
             return None
         decision = inspection.decision
         if self.record.head_checkpoint_id is None:
@@ -240,6 +242,16 @@ class Captures(SandboxState):
             checkpoint = await self.commit(capture, draft)
             await self.record_checkpoint(checkpoint, None, changes=answers(checkpoint))
         return checkpoint
+
+    def _changed_at_all(self, container: Container, even_if_unchanged: bool) -> Inspection | None:
+        """Inspect a container; None if nothing changed, and that is enough."""
+        checkpointer, baseline = self.deps.checkpointer, self.baseline
+        inspection = checkpointer.inspect(container, baseline)
+        unchanged = inspection.decision.turn_class is TurnClass.STATELESS and not inspection.changed
+        if not unchanged or even_if_unchanged:
+            return inspection
+        checkpointer.settle(inspection, baseline)
+        return None
 
     async def audit(self) -> Audit:
         """Compare what was reported of changes with a scan; the gate waits meanwhile."""

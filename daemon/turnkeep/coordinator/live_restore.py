@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from turnkeep.checkpointer.view import Baseline
 from turnkeep.coordinator.deps import run
 from turnkeep.coordinator.loading import let_go, load
 from turnkeep.coordinator.sandbox import SandboxCoordinator
@@ -34,22 +35,23 @@ async def live(
     def and_then() -> list[str]:
         return bring_back(ready, container, sandbox.deps.processes)
 
-    restored, baseline = await run(
-        sandbox.deps.pools.long,
-        restore_live,
-        sandbox.deps.repository,
-        sandbox.deps.checkpointer,
-        container,
-        checkpoint,
-        sandbox.baseline,
-        full=full,
-        budget_s=RESTORE_FREEZE_S,
-        progress=progress,
-        and_then=and_then if ready.trees else None,
-        exact=exact,
-    )
-    sandbox.baseline = baseline
-    await run(sandbox.deps.pools.capture, baseline.fold)
+    def work() -> tuple[Restored, Baseline]:
+        restored, baseline = restore_live(
+            sandbox.deps.repository,
+            sandbox.deps.checkpointer,
+            container,
+            checkpoint,
+            sandbox.baseline,
+            full=full,
+            budget_s=RESTORE_FREEZE_S,
+            progress=progress,
+            and_then=and_then if ready.trees else None,
+            exact=exact,
+        )
+        baseline.fold()
+        return restored, baseline
+
+    restored, sandbox.baseline = await run(sandbox.deps.pools.long, work)
     return restored
 
 

@@ -22,6 +22,8 @@ async def load(
     For a container that runs already they are checked as well.
     """
     deps = sandbox.deps
+    if checkpoint.processes is None:
+        return Ready()
     return await run(
         deps.pools.long, load_images, deps.repository, deps.processes, checkpoint.processes, container
     )

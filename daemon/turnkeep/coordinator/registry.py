@@ -250,7 +250,7 @@ class Registry:
         async with sandbox.holding():
             await sandbox.update("detached", "", record={"attached": False})
             reached(Point.DETACH_RECORDED)
-            sandbox.stop_following()
+            await sandbox.stop_following()
             if sandbox.container is not None:
                 sandbox.container.close()
                 sandbox.container = None

@@ -290,8 +290,9 @@ def _check_image(container: Container, checkpoint: Checkpoint) -> None:
 
 def _choose(container: Container, wish: Wish, is_stateful: Callable[[Process], bool]) -> Choice:
     state = ContainerState.RUNNING if container.running else ContainerState.STOPPED
-    now = sample(container.pids(), container.usage_ns)
-    init = next((each for each in now.processes.values() if each.pid == container.init_pid), None)
+    # Of its own process alone: this holds up the loop, and there may be thousands.
+    now = sample([container.init_pid] if container.running else [], lambda: 0)
+    init = next(iter(now.processes.values()), None)
     return choose(state, init_is_stateful=init is not None and is_stateful(init), wanted_live=wish.live)
 
 

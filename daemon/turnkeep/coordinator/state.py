@@ -116,12 +116,12 @@ class SandboxState:
         if container.running or self.places is None:
             self.places = container.places
 
-    def stop_following(self) -> None:
+    async def stop_following(self) -> None:
         """Stop following the folders that the container can write to."""
         if self.places is not None:
-            self.deps.checkpointer.states.forget(
-                place.host_path for place in self.places.covered if place.host_path
-            )
+            folders = [place.host_path for place in self.places.covered if place.host_path]
+            # It waits for whoever takes in events of the same file system.
+            await run(self.deps.pools.capture, self.deps.checkpointer.states.forget, folders)
 
     async def on_container_event(self, state: ContainerState, message: str, *, name: str = "") -> None:
         """Note what happened to the container."""
@@ -129,7 +129,7 @@ class SandboxState:
             self.container.close()
             self.container = None
         if state is ContainerState.GONE:
-            self.stop_following()
+            await self.stop_following()
         fields: dict[str, Any] = {"container_state": state, "name": name or self.record.name, "note": message}
         if replace(self.record, **fields) != self.record:
             await self.update("container", message or state.value, record=fields)
