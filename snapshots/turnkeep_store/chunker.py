@@ -56,6 +56,11 @@ def _blocks(
     partial = bytearray()  # the begun block's bytes up to `end`
     end = 0
     for offset, data in segments:
+        if not partial and offset >= end and isinstance(data, bytes) and _is_block(offset, len(data), size):
+            # As most files come: whole, and no longer than a block.
+            yield offset, data
+            end = offset + len(data)
+            continue
         with memoryview(data) as view:
             if offset < end or offset + len(view) > size:
                 raise ValueError(f"segment at {offset} of {len(view)} bytes: {end} to {size} are open")
@@ -81,6 +86,10 @@ def _blocks(
                 end = start + len(part)
     if partial:
         yield _finished(partial, end, size)
+
+
+def _is_block(offset: int, length: int, size: int) -> bool:
+    return offset % GRID == 0 and length == min(GRID, size - offset)
 
 
 def _finished(partial: bytearray, end: int, size: int) -> tuple[int, bytes]:

@@ -101,6 +101,8 @@ class Index:
         """Return the places where the blob lies; none if it does not."""
 
         def query(db: sqlite3.Connection) -> list[Location]:
+            if not self._names:
+                return []
             rows = db.execute("SELECT pack, start, stored, raw FROM blobs WHERE id = ?", (blob,))
             return [Location(self._names[row[0]], *row[1:]) for row in rows if row[0] in self._names]
 
