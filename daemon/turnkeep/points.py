@@ -45,6 +45,16 @@ class Point(enum.StrEnum):
     RESTORE_VOLATILE = "restore.volatile-filled"
     RESTORE_RECORDED = "restore.recorded"
 
+    WHOLE_DUMPED = "whole.dumped"
+    WHOLE_ORDERED = "whole.ordered"
+    WHOLE_STARTED = "whole.started"
+
+    REPLACE_SET_ASIDE = "replace.set-aside"
+    REPLACE_CREATED = "replace.created"
+    REPLACE_NEW_REMOVED = "replace.new-removed"
+    REPLACE_RECORDED = "replace.recorded"
+    REPLACE_OLD_REMOVED = "replace.old-removed"
+
     NEW_INTENDED = "new.intended"
     NEW_CREATED = "new.created"
     NEW_FILLED = "new.filled"

@@ -41,6 +41,7 @@ from turnkeep.model import (
     TurnState,
 )
 from turnkeep.points import Point
+from turnkeep.runtime import orders
 from turnkeep.runtime.cgroup import find_cgroup
 
 log = structlog.get_logger()
@@ -283,6 +284,7 @@ async def _thaw(sandbox: SandboxCoordinator, done: list[str]) -> None:
 async def _settle_intent(registry: Registry, intent: Intent, done: list[str]) -> None:
     sandbox = registry.sandboxes.get(intent.sandbox_id)
     try:
+        await run(registry.deps.pools.engine, _withdraw_orders, registry.deps, intent, sandbox)
         if intent.kind == "new":
             await _remove_half_made(registry.deps, intent, done)
         elif sandbox is not None:
@@ -299,13 +301,27 @@ async def _settle_intent(registry: Registry, intent: Intent, done: list[str]) ->
     registry.deps.journal.append("intent_dropped", intent.kind, changes=(Delete("intent", intent.id),))
 
 
+def _withdraw_orders(deps: Deps, intent: Intent, sandbox: SandboxCoordinator | None) -> None:
+    """Take back the orders of what was cut off: nothing stands behind them any more."""
+    containers = deps.engine.containers_with_label(f"{creation.INTENT_LABEL}={intent.id}")
+    if sandbox is not None:
+        containers.append(sandbox.record.container_id)
+    for container_id in containers:
+        orders.withdraw(Path(deps.processes.settings.orders), container_id)
+
+
 async def _finish_restore(sandbox: SandboxCoordinator, intent: Intent) -> None:
     """Do a restore again, from whatever state it was left in."""
     checkpoint = sandbox.deps.journal.checkpoint(CheckpointId(str(intent.details["checkpoint"])))
     if checkpoint is None:
         raise ContainerNotFound("the checkpoint is gone", object=str(intent.details["checkpoint"])[:12])
     engine, pool = sandbox.deps.engine, sandbox.deps.pools.engine
-    await run(pool, creation.undo_replacement, engine, sandbox.record.container_id, intent.id)
+    replacement = None
+    if replaces := str(intent.details.get("replaces", "")):
+        present = sandbox.record.container_id
+        replacement = await run(
+            pool, creation.replacement_again, engine, replaces, present, checkpoint, intent.id
+        )
     inspected = await run(pool, engine.inspect, sandbox.record.container_id)
     sandbox.baseline = head_baseline(None)
     async with sandbox.holding():
@@ -316,7 +332,7 @@ async def _finish_restore(sandbox: SandboxCoordinator, intent: Intent) -> None:
             container = await sandbox.open()
             await live_again(sandbox, container, checkpoint)
         else:
-            await cold_again(sandbox, checkpoint, inspected)
+            await cold_again(sandbox, checkpoint, inspected, replacement)
         reached(Point.RECOVERY_RESTORED)
         await finish(sandbox, checkpoint, intent, int(intent.details["head_turn"]))
 

@@ -15,6 +15,14 @@ from turnkeep_store.points import StorePoint
 from tests.e2e.harness import Box, Daemon, turn
 
 KEPT_STATE = b"the conversation after turn 2"
+TOKEN_SERVER = (
+    "import itertools, os, time\n"
+    "token = os.urandom(8).hex()\n"
+    "for n in itertools.count(1):\n"
+    "    open('/dev/shm/new', 'w').write(f'{token} {n}'); os.rename('/dev/shm/new', '/dev/shm/count')\n"
+    "    time.sleep(0.02)\n"
+)
+"""Counts, and is known by its token from another that was started anew."""
 SERVER = (
     "import itertools, pathlib, time\n"
     "for n in itertools.count():\n"
@@ -31,6 +39,8 @@ class Scene:
     make: Callable[..., Box]
     wanted: dict[int, dict[str, Any]] = field(default_factory=dict)
     stateful: bool = False
+    token: str = ""
+    """What the server says of itself where it is the container's own process."""
     made: list[str] = field(default_factory=list)
     """Names that containers may have got."""
 
@@ -41,10 +51,10 @@ class Scene:
         with self.daemon.connect() as tk:
             sandbox = tk.attach(self.box.name)
             turn(self.box, sandbox, "mkdir /work; seq 2000 > /work/a; ln /work/a /work/b; date > /work/gone")
-            self.wanted[1] = self.box.look()
+            self.wanted[1] = self.look()
             with sandbox.turn() as second:
                 self.box.sh("rm /work/gone; seq 3000 > /work/a; mkdir /work/new; echo 2 > /work/new/file")
-                if server:
+                if server and not self.token:
                     self.box.spawn("python3", "-c", SERVER)
                     self.box.sh("until test -s /dev/shm/count; do :; done")
             second.put_state(KEPT_STATE)
@@ -52,8 +62,8 @@ class Scene:
             self.wanted[2] = self.look()
 
     def look(self) -> dict[str, Any]:
-        """Return what there is, but for what the server writes all the time."""
-        return self.box.look("/", "/proc /sys /tmp/look /dev/shm/count")
+        """Return what there is, but for what the server writes all the time, and the engine for itself."""
+        return self.box.look("/", "/proc /sys /tmp/look /dev/shm/count /.dockerenv /etc/mtab")
 
     def name(self) -> str:
         """Return a name for a new container."""
@@ -75,6 +85,8 @@ class Case:
     act: Act
     server: bool = False
     before: StrEnum | None = None
+    whole: bool = False
+    """Whether the sandbox's own process is a server, so that all of it is dumped and restored by runc."""
     again: bool = False
     """Whether it is to be done again after the crash: nothing else would finish it."""
 
@@ -165,6 +177,16 @@ def detach(scene: Scene, tk: Client) -> object:
     return tk.sandbox(other.name).detach()
 
 
+def restore_whole(scene: Scene, tk: Client) -> object:
+    """A restore of all that a container is, its own process included."""
+    return tk.sandbox(scene.box.name).restore(turn=2)
+
+
+def replace(scene: Scene, tk: Client) -> object:
+    """A restore that puts another container in the place of the one that is there."""
+    return tk.sandbox(scene.box.name).restore(turn=2, replace=True)
+
+
 CASES: Mapping[StrEnum, Case] = {
     Point.ATTACH_PINNED: Case(attach),
     Point.ATTACH_RECORDED: Case(attach),
@@ -201,6 +223,14 @@ CASES: Mapping[StrEnum, Case] = {
     Point.RESTORE_FILLED: Case(restore_cold),
     Point.RESTORE_STARTED: Case(restore_cold),
     Point.RESTORE_VOLATILE: Case(restore_cold),
+    Point.WHOLE_DUMPED: Case(change, whole=True),
+    Point.WHOLE_ORDERED: Case(restore_whole, whole=True),
+    Point.WHOLE_STARTED: Case(restore_whole, whole=True),
+    Point.REPLACE_SET_ASIDE: Case(replace, whole=True),
+    Point.REPLACE_CREATED: Case(replace, whole=True),
+    Point.REPLACE_NEW_REMOVED: Case(replace, whole=True, before=Point.REPLACE_CREATED),
+    Point.REPLACE_RECORDED: Case(replace, whole=True),
+    Point.REPLACE_OLD_REMOVED: Case(replace, whole=True),
     Point.NEW_INTENDED: Case(restore_new),
     Point.NEW_CREATED: Case(restore_new),
     Point.NEW_FILLED: Case(restore_new),
@@ -217,3 +247,11 @@ CASES: Mapping[StrEnum, Case] = {
     Point.RECOVERY_INTENTS: Case(restore_new, before=Point.NEW_FILLED),
     Point.RECOVERY_TURNS: Case(change, before=Point.TURN_ENDED),
 }
+
+AGAIN_WHOLE: Mapping[str, tuple[StrEnum, Case]] = {
+    "replaced and ordered": (Point.WHOLE_ORDERED, Case(replace, whole=True)),
+    "replaced and started": (Point.RESTORE_STARTED, Case(replace, whole=True)),
+    "replaced again": (Point.RECOVERY_RESTORED, Case(replace, whole=True, before=Point.REPLACE_RECORDED)),
+    "forked and ordered": (Point.WHOLE_ORDERED, Case(fork, whole=True)),
+}
+"""Points that whole containers come by as well, or by another way."""

@@ -39,16 +39,19 @@ async def cold(
 
 
 async def cold_again(
-    sandbox: SandboxCoordinator, checkpoint: Checkpoint, inspected: Mapping[str, Any]
+    sandbox: SandboxCoordinator,
+    checkpoint: Checkpoint,
+    inspected: Mapping[str, Any],
+    replacement: Replacement | None = None,
 ) -> Restored:
     """Repeat a cold restore that was cut off anywhere, from what the engine knows of the container."""
     if sandbox.places is None and inspected["State"].get("Running"):
         await sandbox.open()
     places = sandbox.places or places_on_disk(inspected, checkpoint.mounts)
     ready = await load(sandbox, checkpoint)
-    leave_whole(ready, inspected, replace=False)
+    leave_whole(ready, inspected, replace=replacement is not None)
     try:
-        return await _cold(sandbox, places, checkpoint, no_progress, ready)
+        return await _cold(sandbox, places, checkpoint, no_progress, ready, replacement)
     finally:
         let_go(sandbox.deps, ready)
 
@@ -73,17 +76,34 @@ async def _cold(
         ready,
         replacement,
     )
+    if replacement is not None:
+        await _record_replacement(sandbox, replacement, started)
     sandbox.use(started)
     sandbox.baseline = baseline
-    if replacement is not None:
+    return restored
+
+
+async def _record_replacement(
+    sandbox: SandboxCoordinator, replacement: Replacement, started: Container
+) -> None:
+    """Take a new container that works for the sandbox's, and remove the old one.
+
+    What was recorded decides at the next start which of the two is the sandbox's.
+    """
+    pool = sandbox.deps.pools.engine
+    try:
         await sandbox.update(
             "replaced",
             "by a container of the same name and configuration",
             record={"container_id": started.id},
             details={"old": sandbox.record.container_id, "new": started.id},
         )
-        await run(deps.pools.engine, replacement.keep)
-    return restored
+    except BaseException:
+        started.close()
+        await run(pool, replacement.undo)
+        raise
+    reached(Point.REPLACE_RECORDED)
+    await run(pool, replacement.keep)
 
 
 def _restart(

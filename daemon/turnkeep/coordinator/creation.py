@@ -119,15 +119,18 @@ class Replacement:
         config["HostConfig"]["Runtime"] = RUNTIME
         self._engine.stop(self._old_id)
         self._engine.rename(self._old_id, self._name + SET_ASIDE)
+        reached(Point.REPLACE_SET_ASIDE)
         try:
             self.new_id = self._engine.create(self._name, config)
         except BaseException:
             self.undo()
             raise
+        reached(Point.REPLACE_CREATED)
 
     def keep(self) -> None:
         """Remove the old one."""
         self._engine.remove(self._old_id)
+        reached(Point.REPLACE_OLD_REMOVED)
 
     def undo(self) -> None:
         """Remove the new one, and give the old one its name again."""
@@ -136,13 +139,33 @@ class Replacement:
         self._engine.rename(self._old_id, self._name)
 
 
-def undo_replacement(engine: Engine, old_id: str, intent_id: str) -> None:
+def replacement_again(
+    engine: Engine, old_id: str, present_id: str, checkpoint: Checkpoint, intent_id: str
+) -> Replacement | None:
+    """Make good a replacement that was cut off, so that it can be done again; None if it was done.
+
+    `present_id` is the container that was recorded as the sandbox's.
+    """
+    if present_id != old_id:
+        engine.remove(old_id)
+        return None
+    _undo_replacement(engine, old_id, intent_id)
+    return Replacement(engine, old_id, checkpoint, intent_id)
+
+
+def own_name(name: str) -> str:
+    """Return the name of a sandbox's container, also while another one has it."""
+    return name.removesuffix(SET_ASIDE)
+
+
+def _undo_replacement(engine: Engine, old_id: str, intent_id: str) -> None:
     """Put back what a replacement that was cut off left of itself."""
     for container in engine.containers_with_label(f"{INTENT_LABEL}={intent_id}"):
         engine.remove(container)
+    reached(Point.REPLACE_NEW_REMOVED)
     name = engine.inspect(old_id)["Name"].lstrip("/")
-    if name.endswith(SET_ASIDE):
-        engine.rename(old_id, name.removesuffix(SET_ASIDE))
+    if name != own_name(name):
+        engine.rename(old_id, own_name(name))
 
 
 def fork_names(engine: Engine, original: str, count: int, names: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from turnkeep_store.points import reached
 
 from turnkeep.coordinator import restore as restoring
 from turnkeep.coordinator.captures import describe
+from turnkeep.coordinator.creation import own_name
 from turnkeep.coordinator.deps import Deps, run
 from turnkeep.coordinator.sandbox import SandboxCoordinator
 from turnkeep.errors import (
@@ -287,7 +288,7 @@ class Registry:
             case "unpause":
                 await sandbox.on_container_event(ContainerState.RUNNING, "")
             case "rename":
-                name = event.labels.get("name", sandbox.record.name)
+                name = own_name(event.labels.get("name", sandbox.record.name))
                 await sandbox.on_container_event(
                     sandbox.record.container_state, sandbox.record.note, name=name
                 )
@@ -313,7 +314,7 @@ class Registry:
                     await self.on_event(ContainerEvent(sandbox.record.container_id, "destroy", {}))
                 continue
             state = state_of(inspected)
-            name = inspected["Name"].lstrip("/")
+            name = own_name(inspected["Name"].lstrip("/"))
             if (state, name) != (sandbox.record.container_state, sandbox.record.name):
                 notes = {
                     ContainerState.STOPPED: "its container stopped",

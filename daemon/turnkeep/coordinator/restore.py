@@ -147,7 +147,12 @@ class _Work:
             id=uuid.uuid4().hex,
             kind="restore",
             sandbox_id=sandbox.record.id,
-            details={"checkpoint": wish.checkpoint.id, "live": choice.live, "head_turn": _head_turn(wish)},
+            details={
+                "checkpoint": wish.checkpoint.id,
+                "live": choice.live,
+                "head_turn": _head_turn(wish),
+                "replaces": self._container.id if wish.replace and ready.whole is not None else "",
+            },
         )
 
     async def do(self, is_stateful: Callable[[Process], bool]) -> Restored:
@@ -177,7 +182,7 @@ class _Work:
                 await run(pools.capture, see_them_gone, self._container, self.stopped)
                 return await self._live(exact=False)
             replacement = None
-            if wish.replace and self._ready.whole is not None:
+            if self.intent.details["replaces"]:
                 replacement = await run(
                     pools.engine,
                     Replacement,

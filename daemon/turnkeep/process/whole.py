@@ -30,7 +30,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from turnkeep_store.points import reached
+
 from turnkeep.errors import CriuFailed, SandboxGone
+from turnkeep.points import Point
 from turnkeep.process.wire import read_fields
 
 CRIU_BIN = "/opt/turnkeep/criu/bin"
@@ -108,6 +111,7 @@ def dump(
         words = [*_APART, runc.program, "--root", str(root), "checkpoint", "--leave-running"]
         words += ["--image-path", str(images), "--work-path", str(work), *_words(options), container_id]
         status, said = _run(words, {"PATH": _path(runc.criu_bin)}, options.limit_s)
+        reached(Point.WHOLE_DUMPED)
     if status:
         raise _failed(container_id, work, status, said)
     try:

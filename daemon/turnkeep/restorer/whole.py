@@ -8,7 +8,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from turnkeep_store.points import reached
+
 from turnkeep.errors import RestoreFailed, TurnkeepError
+from turnkeep.points import Point
 from turnkeep.process.engine import Processes
 from turnkeep.restorer.processes import Ready
 from turnkeep.runtime import orders
@@ -34,6 +37,7 @@ def ordered(ready: Ready, processes: Processes, container_id: str) -> Iterator[N
     work = Path(tempfile.mkdtemp(prefix="whole-", dir=processes.run_dir))
     try:
         orders.place(folder, container_id, ready.whole.images.as_path, work)
+        reached(Point.WHOLE_ORDERED)
         try:
             yield
         except TurnkeepError as error:
@@ -42,6 +46,7 @@ def ordered(ready: Ready, processes: Processes, container_id: str) -> Iterator[N
                 object=error.object,
                 hint=error.hint or "turnkeep doctor says what CRIU can do here",
             ) from error
+        reached(Point.WHOLE_STARTED)
         if orders.withdraw(folder, container_id):
             raise RestoreFailed(
                 "the container was started without restoring its processes",
