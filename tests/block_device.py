@@ -66,6 +66,15 @@ def mounted(device: Path, folder: Path, options: str = "nodiscard") -> Iterator[
             raise
 
 
+def mount_options(folder: Path) -> set[str]:
+    """Return the options of what is mounted on a folder."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, target, _, options, *_ = line.split()
+        if target == str(folder):
+            return set(options.split(","))
+    raise AssertionError(f"nothing is mounted on {folder}")
+
+
 @dataclass(frozen=True, slots=True)
 class RecordedDisk:
     """A block device, what was written to it, and the file that has it fail."""

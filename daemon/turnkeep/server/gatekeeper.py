@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import logging
+import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import structlog
 
 from turnkeep.config import Quota
 from turnkeep.errors import NotAllowed, NotAuthenticated, ResourceExhausted
 from turnkeep.server.callers import Caller, Role, acting_for
 from turnkeep.server.interceptor import wrapped
 from turnkeep.server.status import translate
+
+log = structlog.get_logger()
 
 _LOOKING = frozenset(
     {
@@ -54,13 +58,19 @@ _AUDIT_FILES = 8
 _PACKAGE = "/turnkeep."
 
 
+class _AuditFile(RotatingFileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say that a call is missing. The calls themselves go on."""
+        log.error("a call is not in the audit log", cause=str(sys.exc_info()[1]), call=record.getMessage())
+
+
 class AuditLog:
     """Who called what, about which sandbox, and how it ended: lines of JSON in a file that is rotated."""
 
     def __init__(self, path: Path) -> None:
         path.touch(mode=0o600)
         path.chmod(0o600)
-        self._handler = RotatingFileHandler(path, maxBytes=_AUDIT_BYTES, backupCount=_AUDIT_FILES)
+        self._handler = _AuditFile(path, maxBytes=_AUDIT_BYTES, backupCount=_AUDIT_FILES)
         self._handler.setFormatter(logging.Formatter("%(message)s"))
 
     def write(self, caller: Caller, method: str, sandbox: str, outcome: str, seconds: float) -> None:
