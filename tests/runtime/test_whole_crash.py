@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Iterator
-from enum import StrEnum
+import threading
+from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
+import turnkeep
+from turnkeep.errors import TurnkeepError
 from turnkeep.runtime import registration
+from turnkeep.runtime.shim.carry_out import TAKEN
 
 from tests.conftest import IMAGE
-from tests.e2e.crash_cases import AGAIN_WHOLE, CASES, TOKEN_SERVER, Case, Scene, replace, restore_whole
+from tests.e2e.crash_cases import AGAIN_WHOLE, CASES, TOKEN_SERVER, Act, Scene, change, replace, restore_whole
 from tests.e2e.crash_checks import (
     assert_nothing_left,
     assert_second_start_changes_nothing,
@@ -77,28 +82,79 @@ def said(scene: Scene) -> str:
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_kill(name: str, scenes: list[Scene], scene: Scene, settings: registration.Settings) -> None:
     point, case = WHOLE[name]
+    with _spoilt_by_failure(scenes, scene):
+        _kill_and_look(lambda: bring_about(scene, case, point), case.act, scene, settings)
+
+
+@pytest.mark.parametrize("work", ["dump", "start"])
+def test_a_kill_in_the_middle(
+    work: str, scenes: list[Scene], scene: Scene, settings: registration.Settings
+) -> None:
+    """While runc dumps the container, or restores it: both go on without the daemon."""
+    act = {"dump": change, "start": restore_whole}[work]
+
+    def under_way() -> bool:
+        if work == "start":
+            return any(settings.orders.glob(f"*{TAKEN}"))
+        assert scene.daemon.process is not None
+        descendants = psutil.Process(scene.daemon.process.pid).children(recursive=True)
+        return any("checkpoint" in _words(each) for each in descendants)
+
+    with _spoilt_by_failure(scenes, scene):
+        _kill_and_look(lambda: _kill_when(under_way, act, scene), act, scene, settings)
+
+
+def _words(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+def _kill_when(under_way: Callable[[], bool], act: Act, scene: Scene) -> None:
+    if scene.daemon.process is None or scene.daemon.process.poll() is not None:
+        scene.daemon.start()
+
+    def begin() -> None:
+        with (
+            contextlib.suppress(turnkeep.DaemonUnavailable, TurnkeepError),
+            scene.daemon.connect(retry_s=0) as tk,
+        ):
+            act(scene, tk)
+
+    acting = threading.Thread(target=begin)
+    acting.start()
+    try:
+        wait_until(under_way, "runc works")
+    finally:
+        scene.daemon.kill()
+        acting.join()
+
+
+@contextlib.contextmanager
+def _spoilt_by_failure(scenes: list[Scene], scene: Scene) -> Iterator[None]:
+    """Have the next case make a scene of its own if this one fails."""
     scenes.clear()
     try:
-        _kill_and_look(point, case, scene, settings)
+        yield
         scenes.append(scene)
     finally:
         if not scenes:
             _remove(scene)
 
 
-def _kill_and_look(point: StrEnum, case: Case, scene: Scene, settings: registration.Settings) -> None:
+def _kill_and_look(kill: Callable[[], None], act: Act, scene: Scene, settings: registration.Settings) -> None:
     box, client = scene.box, scene.box.container.client
     assert client is not None
     replaced = box.container.id
-    bring_about(scene, case, point)
+    kill()
     start_again(scene)
     box.container = client.containers.get(box.name)
     assert_settled(scene)
     assert_nothing_left(scene, client)
     _assert_no_trace(scene, settings)
-    assert (box.container.id != replaced) is (case.act is replace)
+    assert (box.container.id != replaced) is (act is replace)
     assert box.container.attrs["HostConfig"]["Runtime"] == registration.NAME
-    _assert_all_is_kept(scene, case)
+    _assert_all_is_kept(scene, act)
     assert_second_start_changes_nothing(scene)
 
 
@@ -115,11 +171,11 @@ def _assert_no_trace(scene: Scene, settings: registration.Settings) -> None:
         assert scene.box.name in names
 
 
-def _assert_all_is_kept(scene: Scene, case: Case) -> None:
+def _assert_all_is_kept(scene: Scene, act: Act) -> None:
     """The server goes on, and so it does in every checkpoint."""
     assert said(scene) == scene.token
     others = [1, 2]
-    if case.act in (restore_whole, replace):
+    if act in (restore_whole, replace):
         assert scene.look() == scene.wanted[2]
         others.remove(2)
     with scene.daemon.connect() as tk:
