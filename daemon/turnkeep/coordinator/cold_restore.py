@@ -80,17 +80,16 @@ async def _cold(
         await _record_replacement(sandbox, replacement, started)
     sandbox.use(started)
     sandbox.baseline = baseline
+    if replacement is not None:
+        reached(Point.REPLACE_RECORDED)
+        await run(deps.pools.engine, replacement.keep)
     return restored
 
 
 async def _record_replacement(
     sandbox: SandboxCoordinator, replacement: Replacement, started: Container
 ) -> None:
-    """Take a new container that works for the sandbox's, and remove the old one.
-
-    What was recorded decides at the next start which of the two is the sandbox's.
-    """
-    pool = sandbox.deps.pools.engine
+    """Take a new container that works for the sandbox's. The next start goes by what was recorded."""
     try:
         await sandbox.update(
             "replaced",
@@ -100,10 +99,8 @@ async def _record_replacement(
         )
     except BaseException:
         started.close()
-        await run(pool, replacement.undo)
+        await run(sandbox.deps.pools.engine, replacement.undo)
         raise
-    reached(Point.REPLACE_RECORDED)
-    await run(pool, replacement.keep)
 
 
 def _restart(
