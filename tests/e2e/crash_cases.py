@@ -94,7 +94,7 @@ class Case:
 def change(scene: Scene, tk: Client) -> object:
     """A turn that changes files."""
     name = uuid.uuid4().hex
-    command = f"seq 500 > /work/{name}; rm -f /work/a; echo {name} > /work/new/file"
+    command = f"mkdir -p /work/new; seq 500 > /work/{name}; rm -f /work/a; echo {name} > /work/new/file"
     return turn(scene.box, tk.sandbox(scene.box.name), command)
 
 
