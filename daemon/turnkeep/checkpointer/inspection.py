@@ -74,8 +74,10 @@ class PlaceReading:
 
     def torn(self) -> set[bytes]:
         """Return paths that changed while they were read."""
-        # Also one that was not found when it was read: it may be back, as it was.
-        return {path for path, read in self.reads.items() if read.status is None}
+        # Also one that was not found when it was read: it may be back, as it was. And
+        # one that was another file then: folders may have changed places, and back.
+        seen = self.sight.get
+        return {path for path, read in self.reads.items() if read.status is None or read.status != seen(path)}
 
 
 class _Options(TypedDict):
