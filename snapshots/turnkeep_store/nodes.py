@@ -20,6 +20,10 @@ OVERLAY_XATTRS = b"trusted.overlay."
 `user.overlay.` is the sandbox's own, since its overlay is not mounted with `userxattr`.
 """
 
+_ESCAPED = b"trusted.overlay.overlay."
+"""What begins so in a layer is the sandbox's own, too: overlayfs (Linux 6.7) shows it without the
+second `overlay.`, and puts that in when somebody sets one of its own names in the merged view."""
+
 OPAQUE = b"trusted.overlay.opaque"
 _ORIGIN = b"trusted.overlay.origin"
 _UNREADABLE_ALONE = (b"trusted.overlay.metacopy", b"trusted.overlay.redirect")
@@ -107,7 +111,7 @@ def read_xattrs(fd: int, *, overlay: bool = False, readable: bool = False) -> tu
             raise RestoreMismatch(
                 f"overlay attribute {os.fsdecode(name)} found: mount without metacopy and redirect_dir"
             )
-        if overlay and name.startswith(OVERLAY_XATTRS):
+        if overlay and name.startswith(OVERLAY_XATTRS) and not name.startswith(_ESCAPED):
             continue
         try:
             value = os.getxattr(where, name)
@@ -118,8 +122,10 @@ def read_xattrs(fd: int, *, overlay: bool = False, readable: bool = False) -> tu
         total += len(name) + len(value)
         if total > MAX_XATTR_BYTES:
             raise LimitExceeded(f"extended attributes of more than {MAX_XATTR_BYTES} bytes on one file")
+        if overlay and name.startswith(_ESCAPED):
+            name = OVERLAY_XATTRS + name.removeprefix(_ESCAPED)
         found.append((name, value))
-    return tuple(found)
+    return tuple(sorted(found))
 
 
 def is_opaque(fd: int) -> bool:
@@ -337,10 +343,17 @@ def _set_xattrs(fd: int, entry: Entry, *, overlay: bool) -> None:
     present = dict(read_xattrs(fd, overlay=overlay))
     where = _magic(fd)
     for name in present.keys() - wanted.keys():
-        os.removexattr(where, name)
+        os.removexattr(where, _name_in(name, overlay=overlay))
     for name, value in wanted.items():
         if present.get(name) != value:
-            os.setxattr(where, name, value)
+            os.setxattr(where, _name_in(name, overlay=overlay), value)
+
+
+def _name_in(name: bytes, *, overlay: bool) -> bytes:
+    """Return the name that an attribute has on the disk, in an upper layer or elsewhere."""
+    if overlay and name.startswith(OVERLAY_XATTRS):
+        return _ESCAPED + name.removeprefix(OVERLAY_XATTRS)
+    return name
 
 
 def _write_sparse(fd: int, offset: int, data: memoryview) -> int:

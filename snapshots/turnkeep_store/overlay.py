@@ -70,13 +70,14 @@ def normalise(
 ) -> list[Change]:
     """Return what to change in the tree `parent` so that it says what the upper layer says."""
     out: dict[bytes, Change] = {}
+    folders = TreeFolders(source, parent)
     for raw in changes:
         change = _normal(raw, upper, image)
         # What a folder's reconciliation said of a child gives way to the child's
         # own change, whichever comes first.
         out[raw.path] = change
         if raw.entry is not None and raw.entry.is_directory and not raw.same_folder:
-            for extra in _reconcile(raw.path, upper, image, source, parent):
+            for extra in _reconcile(raw.path, upper, image, folders):
                 out.setdefault(extra.path, extra)
     for path in [change.path for change in out.values() if isinstance(change, Upsert)]:
         for folder in _ancestors(path):
@@ -104,16 +105,14 @@ def _normal(raw: RawChange, upper: UpperView, image: LayerView) -> Change:
     return Upsert(raw.path, entry, raw.segments)
 
 
-def _reconcile(
-    path: bytes, upper: UpperView, image: LayerView, source: TreeSource, parent: TreeId | None
-) -> Iterator[Change]:
+def _reconcile(path: bytes, upper: UpperView, image: LayerView, folders: TreeFolders) -> Iterator[Change]:
     """Yield what a changed folder says of children that the upper layer does not name."""
     hidden = set(image.names(path)) if upper.hides_image(path) else set()
     for name in sorted(hidden):
         child = path + b"/" + name
         if not upper.has(child):
             yield Upsert(child, whiteout(child))
-    for name in tree_folder(source, parent, path).entries:
+    for name in folders.at(path).entries:
         child = path + b"/" + name
         if name not in hidden and not upper.has(child):
             yield Remove(child)
@@ -124,17 +123,32 @@ def whiteout(path: bytes) -> Entry:
     return Entry(name=path.rpartition(b"/")[2], type=NodeType.WHITEOUT)
 
 
-def tree_folder(source: TreeSource, tree: TreeId | None, path: bytes) -> Directory:
-    """Return the tree's folder at `path`; an empty one where it names none."""
-    if tree is None:
-        return Directory()
-    directory = source.read_directory(tree)
-    for name in path.split(b"/") if path else ():
-        entry = directory.entries.get(name)
-        if entry is None or entry.subtree is None:
-            return Directory()
-        directory = source.read_directory(entry.subtree)
-    return directory
+class TreeFolders:
+    """The folders of a tree by their paths, each looked for from the last one.
+
+    From the top every time, a chain of nested folders would cost the square of its depth.
+    """
+
+    def __init__(self, source: TreeSource, tree: TreeId | None) -> None:
+        self._source = source
+        self._path = b""
+        self._trees: list[TreeId | None] = [tree]
+
+    def at(self, path: bytes) -> Directory:
+        """Return the tree's folder at `path`; an empty one where it names none."""
+        while self._path and path != self._path and not path.startswith(self._path + b"/"):
+            self._path = self._path.rpartition(b"/")[0]
+            self._trees.pop()
+        rest = path[len(self._path) :].lstrip(b"/")
+        for name in rest.split(b"/") if rest else ():
+            entry = self._directory().entries.get(name)
+            self._trees.append(entry.subtree if entry is not None else None)
+        self._path = path
+        return self._directory()
+
+    def _directory(self) -> Directory:
+        tree = self._trees[-1]
+        return self._source.read_directory(tree) if tree is not None else Directory()
 
 
 def _ancestors(path: bytes) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from turnkeep_store.beneath import open_beneath, parent_beneath
+from turnkeep_store.beneath import Descent
 from turnkeep_store.chunks import changed_extents, read_extents
 from turnkeep_store.diff import Delta, walk
 from turnkeep_store.ids import BlobId, TreeId
@@ -90,32 +90,20 @@ def apply_difference(
 
 class _Difference:
     def __init__(self, root_fd: int, source: Source, want: TreeId, image: LayerView | None) -> None:
-        self._root = root_fd
+        self._way = Descent(root_fd)
+        self._target_way = Descent(root_fd)
         self._source = source
         self._want = want
         self._image = image
         self._links: list[tuple[bytes, Entry]] = []
         self._folders: dict[bytes, Entry | None] = {}
         self._new_inodes: set[bytes] = set()
-        self._open: tuple[bytes, int] | None = None
         self.written = Written()
 
     def close(self) -> None:
-        """Close the folder that is open."""
-        if self._open is not None:
-            os.close(self._open[1])
-            self._open = None
-
-    def _parent(self, path: bytes) -> tuple[int, bytes]:
-        """Return a descriptor of the folder that holds a path, and the path's name in it.
-
-        The last one is kept open: differences come folder by folder.
-        """
-        head, _, name = path.rpartition(b"/")
-        if self._open is None or self._open[0] != head:
-            self.close()
-            self._open = (head, open_beneath(self._root, head, os.O_PATH | os.O_DIRECTORY))
-        return self._open[1], name
+        """Close the folders that are open."""
+        self._way.close()
+        self._target_way.close()
 
     def unlink_regrouped(self, deltas: list[Delta]) -> None:
         """Take names out of hardlink groups that they have to leave.
@@ -167,8 +155,8 @@ class _Difference:
             entry = known if known is not None else self._wanted_at(path)
             if entry is None or not entry.is_directory or not path:
                 continue
-            with parent_beneath(self._root, path) as (parent, name):
-                set_attributes(parent, name, entry)
+            parent, name = self._way.parent(path)
+            set_attributes(parent, name, entry)
 
     def _wanted(self, path: bytes, entry: Entry | None) -> Entry | None:
         if entry is not None:
@@ -192,7 +180,7 @@ class _Difference:
     def _present(self, path: bytes) -> Entry | None:
         """Return type and size of what is at a path."""
         try:
-            parent, name = self._parent(path)
+            parent, name = self._way.parent(path)
             return shape_of(parent, name)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -204,12 +192,11 @@ class _Difference:
     def _remove(self, path: bytes) -> None:
         self._note_parent(path)
         try:
-            parent, name = self._parent(path)
+            parent, name = self._way.parent(path)
             self.written.paths += remove_tree(parent, name)
         except (FileNotFoundError, NotADirectoryError):
             pass
-        # The folder that is open may be gone.
-        self.close()
+        self._way.forget(path)
 
     def _materialise(self, path: bytes, entry: Entry | None) -> None:
         """Make a folder that is not there, with all that the wanted state has beneath it."""
@@ -223,7 +210,7 @@ class _Difference:
             if not want.is_directory:
                 self._place(path, want, None, Delta(path, None, entry))
                 continue
-            parent, name = self._parent(path)
+            parent, name = self._way.parent(path)
             create_node(parent, name, want)
             self.written.paths += 1
             self._folders[path] = want
@@ -241,7 +228,7 @@ class _Difference:
         if want.type is NodeType.HARDLINK:
             self._links.append((path, want))
             return
-        parent, name = self._parent(path)
+        parent, name = self._way.parent(path)
         same_type = have is not None and have.type is want.type
         if have is not None and not (same_type and want.type is NodeType.FILE):
             self._unlink(parent, name, path)
@@ -319,11 +306,9 @@ class _Difference:
                 yield from read_segments(fd, want.size)
 
     def _link(self, path: bytes, entry: Entry) -> None:
-        with (
-            parent_beneath(self._root, entry.target) as (target_parent, target),
-            parent_beneath(self._root, path) as (parent, name),
-        ):
-            link_to(target_parent, target, parent, name)
+        target_parent, target = self._target_way.parent(entry.target)
+        parent, name = self._way.parent(path)
+        link_to(target_parent, target, parent, name)
 
 
 def link_to(target_parent: int, target: bytes, parent: int, name: bytes) -> None:

@@ -15,7 +15,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from turnkeep_store.archiver import extents_of, same_attributes
-from turnkeep_store.beneath import O_DIRECTORY_READ, O_PATH_NOFOLLOW, open_beneath, parent_beneath
+from turnkeep_store.beneath import O_DIRECTORY_READ, O_PATH_NOFOLLOW, Descent, open_beneath
 from turnkeep_store.chunks import read_extents
 from turnkeep_store.ids import BlobId, TreeId
 from turnkeep_store.nodes import (
@@ -74,7 +74,10 @@ def synchronise(
     """
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
         work = _Synchronisation(root_fd, source, pool, upper=upper, keep=frozenset(keep), progress=progress)
-        work.run(want)
+        try:
+            work.run(want)
+        finally:
+            work.close()
     _sync_file_system(root_fd)
     return work.written
 
@@ -126,7 +129,8 @@ class _Synchronisation:
         keep: frozenset[bytes],
         progress: Callable[[int], None] | None,
     ) -> None:
-        self._root = root_fd
+        self._way = Descent(root_fd)
+        self._target_way = Descent(root_fd)
         self._source = source
         self._ahead = _ReadAhead(source, pool)
         self._upper = upper
@@ -139,6 +143,11 @@ class _Synchronisation:
         self._inodes: dict[int, bytes] = {}
         self.written = Written()
 
+    def close(self) -> None:
+        """Close the folders that are open."""
+        self._way.close()
+        self._target_way.close()
+
     def run(self, want: TreeId) -> None:
         self._pending = [_Pending(b"", want)]
         while self._pending:
@@ -147,13 +156,13 @@ class _Synchronisation:
             self._link(path, entry)
         # Children were written after their folders' entries were read: times last.
         for path, entry in reversed(self._folders):
-            with parent_beneath(self._root, path) as (parent, name):
-                set_attributes(parent, name, entry, overlay=self._upper)
+            parent, name = self._way.parent(path)
+            set_attributes(parent, name, entry, overlay=self._upper)
 
     def _fill(self, folder: _Pending) -> None:
         """Bring what lies in a folder to what is wanted; the folders in it become pending."""
         directory = self._directory(folder)
-        fd = open_beneath(self._root, folder.path, O_DIRECTORY_READ)
+        fd = self._way.open(folder.path, O_DIRECTORY_READ)
         try:
             names = frozenset(map(os.fsencode, () if folder.is_new else os.listdir(fd)))
             self._pending.extend(self._remove_extra(fd, folder.path, names, directory))
@@ -286,11 +295,9 @@ class _Synchronisation:
             os.close(fd)
 
     def _link(self, path: bytes, entry: Entry) -> None:
-        with (
-            parent_beneath(self._root, entry.target) as (target_parent, target),
-            parent_beneath(self._root, path) as (parent, name),
-        ):
-            link_to(target_parent, target, parent, name)
+        target_parent, target = self._target_way.parent(entry.target)
+        parent, name = self._way.parent(path)
+        link_to(target_parent, target, parent, name)
 
     def _present(self, parent: int, name: bytes) -> Entry | None:
         try:

@@ -164,6 +164,26 @@ def test_a_hostile_turn_is_captured_and_restored(tk: Client, box: Box, attack: s
     assert result.actual_digest == result.expected_digest
 
 
+def test_what_is_nested_too_deeply_fails_that_turn_alone(
+    tk: Client, make: Callable[..., Box], box: Box
+) -> None:
+    """Neither does anybody else wait for it, nor is the sandbox lost by it."""
+    other = make()
+    sandbox, second = tk.attach(box.name), tk.attach(other.name)
+    turn(box, sandbox, "echo 0 > /calm")
+    with sandbox.turn() as deep:
+        box.sh(f"python3 -c '{DEEP.replace('1500', '10000')}'")
+    turn(other, second, "echo served > /file")
+    with pytest.raises(TurnFailed, match="nested so deeply"):
+        deep.wait()
+    assert box.freezer() == "THAWED"
+    turn(other, second, "echo still > /file")
+    sandbox.restore(turn=1, mode="cold", skip_safety_checkpoint=True)
+    assert "deep0" not in box.sh("ls /")
+    after = turn(box, sandbox, "echo 1 > /calm")
+    assert after.state is TurnState.DURABLE
+
+
 def test_a_sandbox_that_never_rests_is_captured_consistently(tk: Client, box: Box) -> None:
     """Two files that a process keeps equal are equal in every checkpoint, to the write."""
     writer = (

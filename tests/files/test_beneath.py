@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from turnkeep_store.beneath import O_PATH_NOFOLLOW, open_beneath, parent_beneath
+from turnkeep_store import beneath
+from turnkeep_store.beneath import O_PATH_NOFOLLOW, Descent, open_beneath, parent_beneath
 from turnkeep_store.errors import UnsafePath
 
 from .overlays import bind, unmount
@@ -189,6 +191,39 @@ def test_a_path_may_be_longer_than_one_system_call_takes(jail: tuple[Path, int])
     with pytest.raises(FileNotFoundError):
         _read(_guarded, fd, folder + b"/none")
     assert len(os.listdir("/proc/self/fd")) == before, "nothing stays open"
+
+
+def test_what_lies_deep_is_opened_from_a_folder_on_the_way(
+    jail: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cost of each is bounded, and so is what stays open, whatever the order."""
+    _, root = jail
+    lengths: list[int] = []
+    names = [b"n" * 100] * 600
+    before = len(os.listdir("/proc/self/fd"))
+    openat2 = beneath._openat2
+
+    def counted(dir_fd: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
+        lengths.append(len(path))
+        return openat2(dir_fd, path, flags, mode, resolve)
+
+    monkeypatch.setattr(beneath, "_openat2", counted)
+    with Descent(root) as way:
+        for depth, name in enumerate(names):
+            os.mkdir(name, dir_fd=way.folder(b"/".join(names[:depth])))
+        assert len(os.listdir("/proc/self/fd")) - before <= 66
+        deepest = os.fstat(way.folder(b"/".join(names))).st_ino
+        for depth in range(len(names), 0, -1):
+            parent, name = way.parent(b"/".join(names[:depth]))
+            assert stat.S_ISDIR(os.stat(name, dir_fd=parent).st_mode)
+        assert sum(lengths) < len(names) * 2 * 4096, "not from the top each time"
+        assert os.fstat(way.folder(b"/".join(names))).st_ino == deepest
+        way.forget(names[0])
+        assert len(os.listdir("/proc/self/fd")) == before
+        os.symlink("..", b"up", dir_fd=way.folder(b"/".join(names[:300])))
+        with pytest.raises(UnsafePath):
+            way.folder(b"/".join([*names[:300], b"up", *names[:300]]))
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_name_too_long_is_an_error_of_the_system(jail: tuple[Path, int]) -> None:

@@ -22,6 +22,7 @@ from turnkeep.runtime.places import Place
 from turnkeep.watch import scan
 from turnkeep.watch.reading import Read, read_path
 from turnkeep.watch.table import WHITEOUT
+from turnkeep_store.beneath import Descent
 from turnkeep_store.diff import walk
 from turnkeep_store.tree import NodeType
 
@@ -282,13 +283,13 @@ def test_what_is_away_for_a_moment_is_not_lost(box: Sandbox, monkeypatch: pytest
     (box.root / "folder/other").write_bytes(b"after!")
     folder, aside = box.root / "folder", box.root / "aside"
 
-    def read_at_the_wrong_time(fd: int, path: bytes, **options: object) -> Read:
+    def read_at_the_wrong_time(way: Descent, path: bytes, **options: object) -> Read:
         if path != b"folder/other":
-            return read_path(fd, path, **options)  # type: ignore[arg-type]
+            return read_path(way, path, **options)  # type: ignore[arg-type]
         os.rename(folder, aside)
         os.symlink("/etc", folder)
         try:
-            return read_path(fd, path, **options)  # type: ignore[arg-type]
+            return read_path(way, path, **options)  # type: ignore[arg-type]
         finally:
             folder.unlink()
             os.rename(aside, folder)
@@ -301,13 +302,44 @@ def test_what_is_away_for_a_moment_is_not_lost(box: Sandbox, monkeypatch: pytest
     assert b"folder/other" in saved.listing
 
 
+def test_a_file_of_another_folder_is_not_taken_for_what_was_looked_at(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two folders change places just while a file is read: that is neither's status that was seen."""
+    folder, twin, aside = (box.root / name for name in ("folder", "twin", "aside"))
+    twin.mkdir()
+    (folder / "other").write_bytes(b"own")
+    (twin / "other").write_bytes(b"not")
+
+    def exchange() -> None:
+        os.rename(folder, aside)
+        os.rename(twin, folder)
+        os.rename(aside, twin)
+
+    def read_at_the_wrong_time(way: Descent, path: bytes, **options: object) -> Read:
+        if path != b"folder/other":
+            return read_path(way, path, **options)  # type: ignore[arg-type]
+        way.close()
+        exchange()
+        try:
+            return read_path(way, path, **options)  # type: ignore[arg-type]
+        finally:
+            exchange()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inspection, "read_path", read_at_the_wrong_time)
+        looked = box.inspect()
+    saved = box.commit(box.capture(looked, busy=True))
+    assert saved.digest == box.full_state().digest
+
+
 def test_a_file_that_changes_while_it_is_read_is_read_again(
     box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (box.root / "file").write_bytes(b"one")
 
-    def write_behind(fd: int, path: bytes, **options: object) -> Read:
-        read = read_path(fd, path, **options)  # type: ignore[arg-type]
+    def write_behind(way: Descent, path: bytes, **options: object) -> Read:
+        read = read_path(way, path, **options)  # type: ignore[arg-type]
         if path == b"file":
             (box.root / "file").write_bytes(b"two")
         return read

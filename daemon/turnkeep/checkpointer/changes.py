@@ -9,8 +9,8 @@ from turnkeep_store.archiver import Change, Remove, TreeSource, Upsert, extents_
 from turnkeep_store.diff import Delta, attributes
 from turnkeep_store.ids import TreeId
 from turnkeep_store.layers import LayerView
-from turnkeep_store.overlay import RawChange, normalise, tree_folder
-from turnkeep_store.tree import Directory, Entry, NodeType
+from turnkeep_store.overlay import RawChange, TreeFolders, normalise
+from turnkeep_store.tree import Entry, NodeType
 
 from turnkeep.checkpointer.inspection import PlaceReading, opaque_now
 from turnkeep.checkpointer.view import ContainerView, PlaceBaseline
@@ -57,12 +57,10 @@ def net_changes(
         now = _content_of(read.change)
         return [] if _is_same(old, now) else [Delta(slot, old, now)]
     parent = old.subtree if old is not None else None
-    folders: dict[bytes, Directory] = {}
+    folders = TreeFolders(source, parent)
     for change in changes(reading, image, baseline, source, parent):
         head, _, name = change.path.rpartition(b"/")
-        if head not in folders:
-            folders[head] = tree_folder(source, parent, head)
-        before = folders[head].entries.get(name)
+        before = folders.at(head).entries.get(name)
         after = None if isinstance(change, Remove) else _content_of(change)
         delta = Delta(slot + b"/" + change.path, before, after)
         if not _is_same(before, after) and not only_folder_time(delta, image):
@@ -115,8 +113,7 @@ class _Upper:
         self._opaque = opaque_now(reading, baseline)
         self._hides: dict[bytes, bool] = {}
         self._image = image
-        self._source = source
-        self._parent = parent
+        self._folders = TreeFolders(source, parent)
 
     def has(self, path: bytes) -> bool:
         return path in self._reading.sight
@@ -140,7 +137,7 @@ class _Upper:
         if read is not None and read.change.entry is not None:
             return read.change.entry
         head, _, name = path.rpartition(b"/")
-        known = tree_folder(self._source, self._parent, head).entries.get(name)
+        known = self._folders.at(head).entries.get(name)
         if known is not None and known.is_directory:
             return known
         present = self._image.lookup(path)

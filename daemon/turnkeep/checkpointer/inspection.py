@@ -6,7 +6,9 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypedDict
 
+from turnkeep_store.beneath import Descent
 from turnkeep_store.nodes import entry_of
 from turnkeep_store.overlay import RawChange
 from turnkeep_store.tree import Entry
@@ -18,7 +20,7 @@ from turnkeep.model import MountKind
 from turnkeep.watch.host_folders import HostFolders
 from turnkeep.watch.look import look_again
 from turnkeep.watch.open_files import WritableFiles, mapped_files, writable_files
-from turnkeep.watch.reading import Read, read_node, read_path, sync_mapped
+from turnkeep.watch.reading import FirstName, Read, StoreContent, read_node, read_path, sync_mapped
 from turnkeep.watch.scan import Excluded, differences, scan, status_of, too_fresh
 from turnkeep.watch.table import Sight, Status, is_linked
 from turnkeep.watch.trail import Collected, TrackedFolders, Trail
@@ -72,8 +74,19 @@ class PlaceReading:
 
     def torn(self) -> set[bytes]:
         """Return paths that changed while they were read."""
-        # Also one that was not found when it was read: it may be back, as it was.
-        return {path for path, read in self.reads.items() if read.status is None}
+        # Also one that was not found when it was read: it may be back, as it was. And
+        # one that was another file then: folders may have changed places, and back.
+        seen = self.sight.get
+        return {path for path, read in self.reads.items() if read.status is None or read.status != seen(path)}
+
+
+class _Options(TypedDict):
+    """How a path is read (see `read_path`)."""
+
+    overlay: bool
+    first_name: FirstName
+    hold_below: int
+    store: StoreContent
 
 
 class Reader:
@@ -307,19 +320,20 @@ class Reader:
         self._read_paths(reading, fd, changed | _relinked(before, reading))
 
     def _read_paths(self, reading: PlaceReading, fd: int, paths: Iterable[bytes]) -> None:
-        # A place that is a single file has no paths to open: it is open already.
-        take = read_node if reading.place.is_file else read_path
-        for path in paths:
-            read = take(
-                fd,
-                path,
-                overlay=reading.place.is_rootfs,
-                first_name=reading.sight.first_name,
-                hold_below=min(self._limits.copy_ahead_bytes, self._ahead.room_bytes),
-                store=self._ahead.store,
-            )
-            self._ahead.account(read.held_bytes)
-            reading.reads[path] = read
+        with Descent(fd) as way:
+            # In order, so that each is near to the one before.
+            for path in sorted(paths):
+                options = _Options(
+                    overlay=reading.place.is_rootfs,
+                    first_name=reading.sight.first_name,
+                    hold_below=min(self._limits.copy_ahead_bytes, self._ahead.room_bytes),
+                    store=self._ahead.store,
+                )
+                # A place that is a single file has no paths to open: it is open already.
+                is_file = reading.place.is_file
+                read = read_node(fd, path, **options) if is_file else read_path(way, path, **options)
+                self._ahead.account(read.held_bytes)
+                reading.reads[path] = read
 
     def _inside(self, place: PlaceView, files: set[bytes]) -> frozenset[bytes]:
         """Return which of the files, absolute in the container, lie in a place, relative to it."""

@@ -192,9 +192,7 @@ class States:
     ) -> bool:
         """Whether readings taken after `before` are certainly true inside the freeze."""
         torn = any(
-            read.status is None and read.change.entry is not None
-            for reading in readings
-            for read in reading.reads.values()
+            reading.reads[path].change.entry is not None for reading in readings for path in reading.torn()
         )
         mapped = any(reading.mapped for reading in readings)
         return not torn and not mapped and quiet_since(before, frozen, self.stateful(view))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from turnkeep.model import Decision, TurnClass
@@ -30,12 +30,28 @@ def is_cache(path: str, caches: Collection[str]) -> bool:
     return any(part in caches for part in path.split("/"))
 
 
+def sort_out(changed: Iterable[str], caches: Collection[str]) -> tuple[list[str], list[str]]:
+    """Return the paths that are no derived data, and those that are."""
+    plain: list[str] = []
+    cached: list[str] = []
+    # Of each path only what follows the folder of the one before: from the top,
+    # a chain of nested folders would cost the square of its depth.
+    above, is_above = "", False
+    for path in changed:
+        if not path.startswith(above):
+            above, is_above = "", False
+        folder, slash, name = path[len(above) :].rpartition("/")
+        above, is_above = above + folder + slash, is_above or is_cache(folder, caches)
+        (cached if is_above or name in caches else plain).append(path)
+    return plain, cached
+
+
 def classify(evidence: Evidence, caches: Collection[str]) -> Decision:
     """Decide what a turn has to keep, and say why in a sentence.
 
     Never STATELESS when anything is unsure.
     """
-    cached = [path for path in evidence.changed if is_cache(path, caches)]
+    plain, cached = sort_out(evidence.changed, caches)
     files = len(evidence.changed) > len(cached) or bool(evidence.unsure)
     processes = bool(evidence.processes)
     match files, processes:
@@ -47,7 +63,6 @@ def classify(evidence: Evidence, caches: Collection[str]) -> Decision:
             turn_class = TurnClass.PROCESS
         case _:
             turn_class = TurnClass.STATELESS
-    plain = [path for path in evidence.changed if not is_cache(path, caches)]
     return Decision(
         turn_class=turn_class,
         reason=_reason(turn_class, plain, cached, evidence),

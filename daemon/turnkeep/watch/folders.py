@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import struct
+from collections.abc import Container
 
 from turnkeep_store.beneath import O_PATH_NOFOLLOW, open_beneath
 from turnkeep_store.errors import UnsafePath
@@ -31,6 +32,9 @@ _LOCAL = {
 
 _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DELETED = " (deleted)"
+
+_UP_AT_ONCE = 1024
+"""So many times ".." are no longer than a path may be."""
 
 _SYS_OPEN_TREE, _SYS_MOUNT_SETATTR = 428, 442
 _CLONE, _HERE, _AT_EMPTY_PATH = 1, -100, 0x1000
@@ -75,7 +79,8 @@ class Folders:
             os.close(fd)
         if handle == fanotify.handle_of(self.fd):
             return handle, "/", []
-        path, whole = self.path_of(handle) or ("/", False)
+        found = self.path_of(handle)
+        path, whole = found if isinstance(found, tuple) else ("/", False)
         if not whole or path == "/":
             raise OSError(errno.ENOENT, "it cannot be found by its handle")
         steps = []
@@ -89,11 +94,12 @@ class Folders:
                 raise OSError(errno.ENOENT, "it was moved")
         return handle, path, steps
 
-    def path_of(self, handle: Handle) -> tuple[str, bool] | None:
+    def path_of(self, handle: Handle, known: Container[Handle] = ()) -> tuple[str, bool] | Handle | None:
         """Return the path of a folder, and True; None if the folder is gone.
 
         Where the path is too long for the kernel to tell, it is that of a folder
-        above, and False. What no path leads to is said to be the root.
+        above, and False; or the handle of the one right above, if that is `known`.
+        What no path leads to is said to be the root.
 
         Raises:
             OSError: that cannot be told.
@@ -107,12 +113,10 @@ class Folders:
         try:
             if os.fstat(fd).st_nlink == 0:
                 return None
-            try:
-                path = os.readlink(f"/proc/self/fd/{fd}")
-            except OSError as error:
-                if error.errno == errno.ENAMETOOLONG:
-                    return _path_above(fd), False
-                raise
+            path = _path_if_short(fd)
+            if path is None:
+                above = _handle_above(fd)
+                return above if above in known else (_path_above(fd), False)
             return (self._without_note(fd, path) if path.endswith(_DELETED) else path), True
         finally:
             os.close(fd)
@@ -153,20 +157,45 @@ class Folders:
         raise OSError(errno.ENOENT, "its name cannot be told")
 
 
-def _path_above(fd: int) -> str:
-    """Return the path of the nearest folder above one whose path is short enough."""
-    above = os.dup(fd)
+def _handle_above(fd: int) -> Handle:
+    above = os.open("..", os.O_PATH | _FOLDER, dir_fd=fd)
     try:
-        while True:
-            above, below = os.open("..", os.O_PATH | _FOLDER, dir_fd=above), above
-            os.close(below)
-            try:
-                return os.readlink(f"/proc/self/fd/{above}")
-            except OSError as error:
-                if error.errno != errno.ENAMETOOLONG:
-                    raise
+        return fanotify.handle_of(above)
     finally:
         os.close(above)
+
+
+def _path_above(fd: int) -> str:
+    """Return the path of the nearest folder above one whose path is short enough."""
+    above, path = fd, ""
+    try:
+        # Many at a step and then ever fewer: one by one, each asked for its path, a
+        # deeply nested folder would keep all who follow its file system waiting.
+        steps = _UP_AT_ONCE
+        while steps:
+            higher = os.open("/".join([".."] * steps), os.O_PATH | _FOLDER, dir_fd=above)
+            found = _path_if_short(higher)
+            if found is None:
+                if above != fd:
+                    os.close(above)
+                above = higher
+                continue
+            os.close(higher)
+            path = found
+            steps //= 2
+        return path
+    finally:
+        if above != fd:
+            os.close(above)
+
+
+def _path_if_short(fd: int) -> str | None:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return None
 
 
 def _kind_of(folder: str) -> int:

@@ -11,7 +11,7 @@ import termios
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from turnkeep.watch import fanotify
 from turnkeep.watch.fanotify import Event, Handle
@@ -68,6 +68,7 @@ class Group:
         self._max_touched = max_touched
         self._orphans = Orphans(max_touched)
         self._followed: dict[str, Notes] = {}
+        self._longest = 0
         self._roots: dict[Handle, Notes] = {}
         self._steps: dict[tuple[Handle, bytes], set[Notes]] = {}
         self._places: OrderedDict[Handle, _Places | None] = OrderedDict()
@@ -98,6 +99,7 @@ class Group:
             if path in self._followed:
                 raise FileExistsError("it is followed already")
             notes = self._followed[path] = self._roots[handle] = Notes(path, self._max_touched)
+            self._longest = max(self._longest, len(path))
             for step in steps:
                 self._steps.setdefault(step, set()).add(notes)
             self._places.clear()
@@ -226,7 +228,12 @@ class Group:
             self._places.move_to_end(handle)
             return self._places[handle]
         self._counters.lookups += 1
-        path, exact = self._folders.path_of(handle) or ("", False)
+        found = self._folders.path_of(handle, self._places)
+        if isinstance(found, Handle):
+            # No more can be told of it than of the folder above, which holds it somewhere.
+            self._remember(handle, tuple(replace(each, exact=False) for each in self._places[found] or ()))
+            return self._places[handle]
+        path, exact = found or ("", False)
         if not path:
             if handle in self._roots:
                 self._end(self._roots[handle], "it was removed")
@@ -234,14 +241,18 @@ class Group:
         places = self._placed(path, exact)
         if not places and is_temporary(os.fsencode(path.rpartition("/")[2])):
             return _NOWHERE
+        self._remember(handle, places)
+        return places
+
+    def _remember(self, handle: Handle, places: _Places) -> None:
         self._places[handle] = places
         if len(self._places) > _CACHED_FOLDERS:
             self._places.popitem(last=False)
-        return places
 
     def _placed(self, path: str, exact: bool) -> _Places:
         places = []
-        at = path
+        # Below the longest path that is followed there is nothing to be found, however deep it goes.
+        at = path if len(path) <= self._longest else path[: self._longest + 1].rpartition("/")[0] or "/"
         while True:
             if at in self._followed:
                 places.append(_Place(self._followed[at], os.fsencode(path[len(at) :].lstrip("/")), exact))

@@ -7,11 +7,11 @@ import os
 import stat
 from collections.abc import Collection, Iterable
 
-from turnkeep_store.beneath import O_PATH_NOFOLLOW, open_beneath
+from turnkeep_store.beneath import Descent
 from turnkeep_store.errors import UnsafePath
 
-from turnkeep.watch.scan import Excluded, status_of, too_many, walk
-from turnkeep.watch.table import NEVER, WHITEOUT, Sight, Status, folder_of, is_folder, is_linked
+from turnkeep.watch.scan import PATH_BYTES, Excluded, status_of, too_many, walk
+from turnkeep.watch.table import NEVER, WHITEOUT, Sight, Status, folder_of, is_folder, is_linked, weight_of
 
 _INODE = 1
 _BY_FOLDER = operator.methodcaller("rpartition", b"/")
@@ -72,14 +72,12 @@ class _Work:
         self._exclude = exclude
         self._excluded = Excluded(exclude)
         self._max_paths = max_paths
-        self._folder: tuple[bytes, int] | None = None
+        self._way = Descent(root_fd)
         self._linked: set[int] = set()
 
     def close(self) -> None:
-        """Close the folder that is open."""
-        if self._folder is not None and self._folder[1] >= 0:
-            os.close(self._folder[1])
-        self._folder = None
+        """Close the folders that are open."""
+        self._way.close()
 
     def look(self, paths: Iterable[bytes]) -> None:
         """Look at paths, and at all beneath them where that is in doubt."""
@@ -97,7 +95,9 @@ class _Work:
                     self._look_for_gone(path)
             elif was_folder:
                 self._look_for_gone(path)
-        if len(self._known) + len(self.found) > 2 * self._max_paths:
+        weight = self._known.weight + sum(weight_of(path, each) for path, each in self.found.items() if each)
+        most = 2 * self._max_paths
+        if len(self._known) + len(self.found) > most or weight > most * PATH_BYTES:
             raise too_many(self._max_paths)
 
     def look_at_other_names(self) -> None:
@@ -133,12 +133,12 @@ class _Work:
                 self._note(path, None)
 
     def _status(self, path: bytes) -> Status | None:
-        folder = self._open(folder_of(path)) if self._is_seen(folder_of(path)) else -1
-        if folder < 0:
+        if not self._is_seen(folder_of(path)):
             return None
         try:
-            status = os.stat(path.rpartition(b"/")[2], dir_fd=folder, follow_symlinks=False)
-        except (FileNotFoundError, NotADirectoryError):
+            folder, name = self._way.parent(path)
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError, UnsafePath):
             return None
         if self._overlay and stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
             return WHITEOUT
@@ -154,17 +154,6 @@ class _Work:
             return True
         status = self.found[folder] if folder in self.found else self._known.get(folder)
         return _may_be_folder(status)
-
-    def _open(self, folder: bytes) -> int:
-        """Return a descriptor of a folder, or -1; paths come sorted, so one is kept open."""
-        if self._folder is None or self._folder[0] != folder:
-            self.close()
-            try:
-                fd = open_beneath(self._root, folder, O_PATH_NOFOLLOW | os.O_DIRECTORY)
-            except (FileNotFoundError, NotADirectoryError, UnsafePath):
-                fd = -1
-            self._folder = (folder, fd)
-        return self._folder[1]
 
 
 def _may_be_folder(status: Status | None) -> bool:

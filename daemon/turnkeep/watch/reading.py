@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from turnkeep_store.archiver import Segments
-from turnkeep_store.beneath import O_PATH_NOFOLLOW, open_beneath
+from turnkeep_store.beneath import O_PATH_NOFOLLOW, Descent, open_beneath
 from turnkeep_store.errors import UnsafePath
 from turnkeep_store.nodes import entry_of, is_opaque, read_segments
 from turnkeep_store.overlay import RawChange
@@ -36,7 +36,7 @@ class Read:
 
 
 def read_path(
-    root_fd: int,
+    way: Descent,
     path: bytes,
     *,
     overlay: bool,
@@ -44,7 +44,7 @@ def read_path(
     hold_below: int,
     store: StoreContent,
 ) -> Read:
-    """Read what is at `path` beneath `root_fd` now.
+    """Read what is at `path` now.
 
     Content smaller than `hold_below` bytes is held in memory; larger content
     goes to `store` piece by piece. For a further name of an inode than its first
@@ -54,7 +54,7 @@ def read_path(
         OSError, StoreError: reading or storing failed.
     """
     try:
-        fd = open_beneath(root_fd, path, O_PATH_NOFOLLOW)
+        fd = way.open(path, O_PATH_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError, UnsafePath):
         return Read(path, RawChange(path, None), None)
     try:

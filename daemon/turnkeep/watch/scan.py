@@ -14,13 +14,13 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from turnkeep_store.beneath import O_DIRECTORY_READ, open_beneath
+from turnkeep_store.beneath import O_DIRECTORY_READ, Descent
 from turnkeep_store.errors import UnsafePath
 
 from turnkeep.errors import ResourceExhausted
-from turnkeep.watch.table import WHITEOUT, Sight, Status
+from turnkeep.watch.table import WHITEOUT, Sight, Status, weight_of
 
-PATH_BYTES = 256
+PATH_BYTES = 160
 """How long paths may be on average: each is kept whole, so nested folders cost their depth squared."""
 
 TICK_NS = 20_000_000
@@ -60,44 +60,46 @@ def walk(
     max_paths: int,
 ) -> None:
     """Add the status of every path beneath the folder `top` to `files`. Raises as `scan`."""
-    path_bytes = 0
+    weight = 0
     pending = [top]
-    while pending:
-        folder = pending.pop()
-        prefix = folder + b"/" if folder else b""
-        try:
-            fd = open_beneath(root_fd, folder, O_DIRECTORY_READ)
-        except (FileNotFoundError, NotADirectoryError, UnsafePath):
-            continue
-        try:
-            with os.scandir(fd) as listing:
-                for item in listing:
-                    path = prefix + os.fsencode(item.name)
-                    if path in exclude:
-                        continue
-                    path_bytes += len(path)
-                    if len(files) >= max_paths or path_bytes > max_paths * PATH_BYTES:
-                        raise too_many(max_paths)
-                    try:
-                        status = item.stat(follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue
-                    mode = status.st_mode
-                    if overlay and stat.S_ISCHR(mode) and status.st_rdev == 0:
-                        files[path] = WHITEOUT
-                        continue
-                    files[path] = status_of(status)
-                    if stat.S_ISDIR(mode):
-                        pending.append(path)
-        finally:
-            os.close(fd)
+    with Descent(root_fd) as way:
+        while pending:
+            folder = pending.pop()
+            prefix = folder + b"/" if folder else b""
+            try:
+                fd = way.open(folder, O_DIRECTORY_READ)
+            except (FileNotFoundError, NotADirectoryError, UnsafePath):
+                continue
+            try:
+                with os.scandir(fd) as listing:
+                    for item in listing:
+                        path = prefix + os.fsencode(item.name)
+                        if path in exclude:
+                            continue
+                        if len(files) >= max_paths or weight > max_paths * PATH_BYTES:
+                            raise too_many(max_paths)
+                        try:
+                            status = item.stat(follow_symlinks=False)
+                        except FileNotFoundError:
+                            continue
+                        mode = status.st_mode
+                        if overlay and stat.S_ISCHR(mode) and status.st_rdev == 0:
+                            files[path] = WHITEOUT
+                            weight += len(path)
+                            continue
+                        files[path] = status_of(status)
+                        weight += weight_of(path, files[path])
+                        if stat.S_ISDIR(mode):
+                            pending.append(path)
+            finally:
+                os.close(fd)
 
 
 def too_many(max_paths: int) -> ResourceExhausted:
     """Return the error for more paths than are allowed."""
     return ResourceExhausted(
         f"more than {max_paths} paths in the writable state,"
-        f" or paths longer than {PATH_BYTES} bytes on average",
+        f" or folders nested so deeply that paths are longer than {PATH_BYTES} bytes on average",
         hint="raise limits.max_paths, or keep such data in a bind mount",
     )
 

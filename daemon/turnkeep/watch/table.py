@@ -23,6 +23,9 @@ NEVER: Status = (0, -1, -1, -1, -1, -1, -1, -1, -1)
 
 _INODE, _LINKS = 1, 8
 
+_FOLDER_WEIGHT = 4
+"""How often the path of a folder counts: what it holds is noted by that, too, in several places."""
+
 
 def is_folder(status: Status) -> bool:
     """Whether it is a folder's."""
@@ -37,6 +40,11 @@ def is_linked(status: Status) -> bool:
 def has_inode(status: Status) -> bool:
     """Whether its inode number is of a file of its own: not of a folder, a whiteout, or nothing."""
     return not stat.S_ISDIR(status[0]) and status[_INODE] > 0
+
+
+def weight_of(path: bytes, status: Status) -> int:
+    """Return what a path counts towards how much memory paths may take (`scan.PATH_BYTES`)."""
+    return len(path) * (_FOLDER_WEIGHT if is_folder(status) else 1)
 
 
 def folder_of(path: bytes) -> bytes:
@@ -93,14 +101,16 @@ class Table:
     """The status of every path beneath a root, at about one time.
 
     `version` grows with every change: a `Sight` of an earlier one is of no use.
+    `weight` is what its paths count together (`weight_of`).
     """
 
-    __slots__ = ("_files", "_index", "_named_elsewhere", "version")
+    __slots__ = ("_files", "_index", "_named_elsewhere", "version", "weight")
 
     def __init__(self, files: Mapping[bytes, Status] | None = None) -> None:
         self._files: dict[bytes, Status] = dict(files or {})
         self._index = _Index()
         self.version = 0
+        self.weight = sum(weight_of(path, status) for path, status in self._files.items())
         for path, status in self._files.items():
             self._index.add(path, status)
         self._named_elsewhere: set[int] = set()
@@ -139,10 +149,12 @@ class Table:
         for path, status in changes:
             before = self._files.pop(path, None)
             if before is not None:
+                self.weight -= weight_of(path, before)
                 if self._index.shares(before):
                     linked.add(before[_INODE])
                 self._index.remove(path, before)
             if status is not None:
+                self.weight += weight_of(path, status)
                 self._files[path] = status
                 self._index.add(path, status)
                 if self._index.shares(status):
@@ -188,6 +200,12 @@ class Sight:
     def __len__(self) -> int:
         """Return how many paths there are, within the number of the changes."""
         return len(self._base()) + len(self._changes)
+
+    @property
+    def weight(self) -> int:
+        """What its paths count together (`weight_of`), at most."""
+        changed = (weight_of(path, status) for path, status in self._changes.items() if status is not None)
+        return self._base().weight + sum(changed)
 
     def __contains__(self, path: bytes) -> bool:
         return self.get(path) is not None
