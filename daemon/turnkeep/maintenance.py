@@ -38,7 +38,7 @@ async def prune_store(
     """Delete what the policy does not keep, then free what nothing references."""
     check_policy(policy, "retention policy")
     deps = registry.deps
-    checkpoints = deps.journal.checkpoints()
+    checkpoints = await run(deps.pools.long, deps.journal.checkpoints)
     heads = {each.record.head_checkpoint_id for each in registry.sandboxes.values()} - {None}
     size = await run(deps.pools.commit, deps.repository.size)
     doomed = to_delete(checkpoints, policy, heads, size.stored_bytes)  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ async def prune_store(
 async def _unpin(registry: Registry) -> None:
     """Let go of images that neither a checkpoint nor an attached sandbox stands on."""
     deps = registry.deps
-    needed = {each.image_id for each in deps.journal.checkpoints()}
+    needed = {each.image_id for each in await run(deps.pools.long, deps.journal.checkpoints)}
     needed |= {each.record.image_id for each in registry.sandboxes.values() if each.record.attached}
     for image_id in {each.record.image_id for each in registry.sandboxes.values()} - needed:
         try:

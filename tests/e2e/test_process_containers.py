@@ -9,7 +9,6 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import docker
 import pytest
 import requests
 from turnkeep.client.sync import Client
@@ -240,10 +239,11 @@ show(look)
 """
 
 
-def test_connections_are_cut_and_it_is_said(make: Make, tk: Client, engine: docker.DockerClient) -> None:
-    network = engine.networks.get("bridge")
-    gateway = network.attrs["IPAM"]["Config"][0]["Gateway"]
+def test_connections_are_cut_and_it_is_said(make: Make, tk: Client) -> None:
     box = make(network_mode="bridge")
+    # The network itself does not say it before the engine was started a second time.
+    box.container.reload()
+    gateway = box.container.attrs["NetworkSettings"]["Networks"]["bridge"]["Gateway"]
     sandbox = tk.attach(box.name)
     with socket.create_server((gateway, 0)) as server:
         port = server.getsockname()[1]

@@ -144,7 +144,8 @@ class Registry:
             return known, None
         if sandbox:
             owner_id = self.find(sandbox).record.id
-            named = [each for each in journal.checkpoints(owner_id) if each.name == checkpoint]
+            all_of_it = await run(self.deps.pools.long, journal.checkpoints, owner_id)
+            named = [each for each in all_of_it if each.name == checkpoint]
             if named:
                 return named[-1], None
         ids = journal.checkpoint_ids(checkpoint.lower()) if len(checkpoint) >= _MIN_PREFIX else []
@@ -342,7 +343,9 @@ class Registry:
             answer = self.deps.journal.answer(request_id) if request_id else None
             if answer is not None:
                 return (await self.checkpoint("", checkpoint=answer["checkpoint"]))[0]
-            if label and any(each.name == label for each in self.deps.journal.checkpoints(sandbox.record.id)):
+            journal, sandbox_id = self.deps.journal, sandbox.record.id
+            kept = await run(self.deps.pools.long, journal.checkpoints, sandbox_id) if label else []
+            if any(each.name == label for each in kept):
                 raise Conflict(
                     f"a checkpoint is named {label} already", object=f"sandbox {sandbox.record.name}"
                 )
@@ -379,9 +382,11 @@ class Registry:
                 await run(self.deps.pools.commit, self._forget, checkpoint.id)
                 return 0
             async with owner.holding():
+                # All of a sandbox's are read, which is no work for the loop.
+                pool, journal = self.deps.pools.long, self.deps.journal
                 states = [
                     turn.harness_state.snapshot_id
-                    for turn in self.deps.journal.turns(checkpoint.sandbox_id)
+                    for turn in await run(pool, journal.turns, checkpoint.sandbox_id)
                     if turn.checkpoint_id == checkpoint.id and turn.harness_state is not None
                 ]
                 for snapshot_id in (checkpoint.id, *states):
@@ -389,7 +394,7 @@ class Registry:
                     reached(Point.DELETE_FORGOTTEN)
                 children = [
                     replace(each, parent_id=checkpoint.parent_id)
-                    for each in self.deps.journal.checkpoints(checkpoint.sandbox_id)
+                    for each in await run(pool, journal.checkpoints, checkpoint.sandbox_id)
                     if each.parent_id == checkpoint.id
                 ]
                 changes: list[Change] = [Delete("checkpoint", checkpoint.id)]

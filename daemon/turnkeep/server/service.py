@@ -342,7 +342,7 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
             return pb.CheckResult(
                 ok=report.ok,
                 problems=[convert.text(str(each)) for each in report.damage],
-                checkpoints=len(self._deps.journal.checkpoints()),
+                checkpoints=len(await run(self._deps.pools.long, self._deps.journal.checkpoints)),
                 blobs=report.blobs,
                 bytes=size.stored_bytes,
                 index_rebuilt=request.rebuild_index,
@@ -390,6 +390,7 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
         except TurnkeepError as error:
             degraded = [*degraded, f"{error.message} {error.hint}".strip()]
         size = await run(deps.pools.commit, deps.repository.size)
+        kept = await run(deps.pools.long, deps.journal.checkpoints)
         disk = os.statvfs(deps.config.state_dir)
         return pb.GetHostStatusResponse(
             version=self._started.version,
@@ -401,7 +402,7 @@ class TurnkeepService(RestoreCalls, ExamineCalls, pb_grpc.TurnkeepServicer):
             kernel=kernel_release(),
             state_dir=deps.config.state_dir,
             stored_bytes=size.stored_bytes,
-            checkpoints=sum(registry.sees(each.sandbox_id) for each in deps.journal.checkpoints()),
+            checkpoints=sum(registry.sees(each.sandbox_id) for each in kept),
             sandboxes=sum(each.record.attached for each in registry.sandboxes.values()),
             free_bytes=disk.f_bavail * disk.f_frsize,
             recovery=self._started.recovery if current().role is not Role.HARNESS else (),
