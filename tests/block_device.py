@@ -77,9 +77,10 @@ def mount_options(folder: Path) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class RecordedDisk:
-    """A block device, what was written to it, and the file that has it fail."""
+    """A block device, the file that it is, what was written to it, and the file that has it fail."""
 
     device: Path
+    file: Path
     image: Path
     log: Path
     control: Path
@@ -98,8 +99,11 @@ class RecordedDisk:
             self.control.unlink()
 
     def repair(self) -> None:
-        """Check and repair the ext4 on it, which is not mounted."""
-        run("e2fsck", "-f", "-y", self.device, accepted=(0, 1))
+        """Check and repair the ext4 on it, as a file: somebody may have the device mounted yet.
+
+        Who has copied the mount namespace in the meantime has the mount, too.
+        """
+        run("e2fsck", "-f", "-y", self.file, accepted=(0, 1))
 
 
 @contextlib.contextmanager
@@ -122,7 +126,7 @@ def recorded_disk(folder: Path, size_bytes: int) -> Iterator[RecordedDisk]:
         assert server.stdout.readline() == b"mounted\n"
         device = Path(run("losetup", "--find", "--show", served / "disk").strip())
         stack.callback(run, "losetup", "--detach", device)
-        yield RecordedDisk(device, image, log, control)
+        yield RecordedDisk(device, served / "disk", image, log, control)
 
 
 def _end(server: subprocess.Popen[bytes], served: Path) -> None:

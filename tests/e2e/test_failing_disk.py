@@ -102,7 +102,7 @@ def test_an_ext4_that_turned_read_only(disk: RecordedDisk, folder: Path, box: Bo
         }.items()
         assert "Traceback" not in daemon.log.read_text()
     disk.repair()
-    with mounted(disk.device, daemon.state):
+    with mounted(disk.file, daemon.state):
         _comes_back(daemon, box, {1: "first"})
 
 
