@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,12 +99,16 @@ class RecordedDisk:
         finally:
             self.control.unlink()
 
-    def repair(self) -> None:
-        """Check and repair the ext4 on it, as a file: somebody may have the device mounted yet.
+    def repaired(self) -> Path:
+        """Return a copy of what it holds, with its ext4 checked and repaired.
 
-        Who has copied the mount namespace in the meantime has the mount, too.
+        The device itself may be mounted yet: who has copied the mount namespace meanwhile has
+        the mount, too, and who mounted it again would get that one.
         """
-        run("e2fsck", "-f", "-y", self.file, accepted=(0, 1))
+        copy = self.log.with_name("repaired")
+        shutil.copyfile(self.file, copy)
+        run("e2fsck", "-f", "-y", copy, accepted=(0, 1))
+        return copy
 
 
 @contextlib.contextmanager

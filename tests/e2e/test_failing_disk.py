@@ -101,8 +101,7 @@ def test_an_ext4_that_turned_read_only(disk: RecordedDisk, folder: Path, box: Bo
             key: value for each in daemon.events() if "audit" in each["event"] for key, value in each.items()
         }.items()
         assert "Traceback" not in daemon.log.read_text()
-    disk.repair()
-    with mounted(disk.file, daemon.state):
+    with mounted(disk.repaired(), daemon.state):
         _comes_back(daemon, box, {1: "first"})
 
 
