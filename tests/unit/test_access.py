@@ -132,6 +132,7 @@ class Service(grpc.GenericRpcHandler):
         self.may_go = asyncio.Event()
         self.may_go.set()
         self.entered = asyncio.Event()
+        self.left = asyncio.Event()
 
     def service(self, details: Any) -> Any:
         async def unary(request: bytes, context: Any) -> bytes:
@@ -143,6 +144,18 @@ class Service(grpc.GenericRpcHandler):
             for _ in range(3):
                 yield current().name.encode()
 
+        async def long_work(request: bytes, context: Any) -> AsyncIterator[pb.RestoreSandboxResponse]:
+            yield pb.RestoreSandboxResponse(progress=pb.Progress())
+            try:
+                yield pb.RestoreSandboxResponse(result=pb.RestoreResult())
+                await self.may_go.wait()
+            finally:
+                self.left.set()
+
+        if details.method.endswith("RestoreSandbox"):
+            return grpc.unary_stream_rpc_method_handler(
+                long_work, response_serializer=pb.RestoreSandboxResponse.SerializeToString
+            )
         if details.method.endswith("WatchEvents"):
             return grpc.unary_stream_rpc_method_handler(stream)
         return grpc.unary_unary_rpc_method_handler(unary)
@@ -307,6 +320,19 @@ async def test_a_caller_that_hangs_up_is_forgotten(folder: Path) -> None:
         assert door.log()[-1]["outcome"] == "CANCELLED"
         door.service.may_go.set()
         assert await door.call("GetSandbox")
+
+
+async def test_work_that_is_done_is_in_the_log_before_its_result_is_out(folder: Path) -> None:
+    async with served(folder) as door:
+        door.service.may_go.clear()
+        async with _channel(folder) as channel:
+            stream = channel.unary_stream("/turnkeep.v1.Turnkeep/RestoreSandbox")(b"")
+            await stream.read()
+            await stream.read()
+            assert [each["outcome"] for each in door.log()] == ["ok"]
+            stream.cancel()
+            await door.service.left.wait()
+        assert [each["outcome"] for each in door.log()] == ["ok"]
 
 
 async def test_a_harness_that_calls_too_often(folder: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import Message
 
 from turnkeep.config import Quota
 from turnkeep.errors import NotAllowed, NotAuthenticated, ResourceExhausted
@@ -160,8 +161,12 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
     def _stream(self, behaviour: Any, method: str) -> Any:
         @functools.wraps(behaviour)
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            with _Visit(self, method, request, context).admitted() as admitted:
+            visit = _Visit(self, method, request, context)
+            with visit.admitted() as admitted:
                 async for message in behaviour(admitted, context):
+                    # Whoever has the result may hang up, or read the log.
+                    if _is_result(message):
+                        visit.write()
                     yield message
 
         return call
@@ -176,6 +181,12 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         if found is None:
             raise NotAuthenticated("this connection was not admitted", object="connection")
         return found
+
+
+def _is_result(message: Any) -> bool:
+    if not isinstance(message, Message) or "result" not in message.DESCRIPTOR.fields_by_name:
+        return False
+    return message.HasField("result")
 
 
 def _check(caller: Caller, method: str) -> None:
@@ -211,6 +222,7 @@ class _Visit:
         self._began_s = time.monotonic()
         self._caller = Caller("", Role.NOBODY)
         self._sandbox = ""
+        self._written = False
         self.request = request
         if hasattr(request, "__aiter__"):
             self.request = self._looked_at(request)
@@ -234,15 +246,19 @@ class _Visit:
             with acting_for(self._caller):
                 yield self.request
         except BaseException as error:
-            self._write(error)
+            self.write(error)
             raise
         else:
-            self._write(None)
+            self.write()
         finally:
             if calls is not None:
                 calls.in_flight -= 1
 
-    def _write(self, error: BaseException | None) -> None:
+    def write(self, error: BaseException | None = None) -> None:
+        """Write down how the call ended; what comes after its end is not written."""
+        if self._written:
+            return
+        self._written = True
         outcome = "ok"
         if isinstance(error, Exception):
             outcome = translate(error).reason
