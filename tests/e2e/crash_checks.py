@@ -68,9 +68,10 @@ def assert_nothing_left(scene: Scene, engine: docker.DockerClient) -> None:
     """Nothing half made is there: no container, no file of the store, no mount."""
     with scene.daemon.connect() as tk:
         known = {each.container_id for each in tk.sandboxes()}
-        found = engine.containers.list(all=True, filters={"label": INTENT_LABEL})
-        ours = [each for each in found if (each.name or "").startswith(scene.box.name)]
-        assert not [each for each in engine.containers.list(all=True) if SET_ASIDE in (each.name or "")]
+        # Others' come and go meanwhile.
+        found = engine.containers.list(all=True, ignore_removed=True, filters={"name": scene.box.name})
+        ours = [each for each in found if INTENT_LABEL in each.labels]
+        assert not [each for each in found if SET_ASIDE in (each.name or "")]
         assert {each.id for each in ours} <= known, "a half-made container"
         for each in ours:
             assert Box(each).freezer() == "THAWED"
