@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from turnkeep_store.ids import BlobId
@@ -18,6 +19,14 @@ class BlobSource(Protocol):
             BlobNotFound: there is no such blob here.
             Damaged: what is stored is not what was written.
         """
+        ...
+
+
+class BulkSource(BlobSource, Protocol):
+    """Where blobs are read, also many at one go."""
+
+    def get_many(self, blobs: Iterable[BlobId]) -> dict[BlobId, bytes]:
+        """Return many blobs, verified; what is left out is to be asked for alone, which says why."""
         ...
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 
-from turnkeep_store.blobs import BlobSource
+from turnkeep_store.blobs import BulkSource
+from turnkeep_store.errors import StoreError
 from turnkeep_store.ids import BlobId, TreeId
 from turnkeep_store.tree import Directory
 
@@ -16,7 +19,7 @@ CACHE_BYTES = 8 * 1024 * 1024
 class DirectoryCache:
     """Reads directories and keeps the latest. Safe for use by many threads at once."""
 
-    def __init__(self, source: BlobSource, limit: int = CACHE_BYTES) -> None:
+    def __init__(self, source: BulkSource, limit: int = CACHE_BYTES) -> None:
         self._source = source
         self._limit = limit
         self._lock = threading.Lock()
@@ -34,6 +37,14 @@ class DirectoryCache:
         directory = Directory.decode(data)
         self.add(tree, directory, len(data))
         return directory
+
+    def fetch(self, trees: Iterable[TreeId]) -> None:
+        """Have directories kept that will be read soon. What is wrong with one, reading it says."""
+        with self._lock:
+            missing = [BlobId(tree) for tree in trees if tree not in self._kept]
+        for blob, data in self._source.get_many(missing).items():
+            with contextlib.suppress(StoreError):
+                self.add(TreeId(blob), Directory.decode(data), len(data))
 
     def add(self, tree: TreeId, directory: Directory, length: int) -> None:
         """Keep a directory, whose encoding is so long. Nobody may change it any more."""

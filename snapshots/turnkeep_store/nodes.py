@@ -52,11 +52,11 @@ def entry_of(
     *,
     overlay: bool = False,
     status: os.stat_result | None = None,
-    readable: bool = False,
+    opened: bool = False,
 ) -> Entry:
     """Describe the open node `fd` (O_PATH will do), without content.
 
-    What fstat(2) has said of it can be given. A descriptor that is `readable`, no O_PATH,
+    What fstat(2) has said of it can be given. A descriptor that was `opened`, no O_PATH,
     spares a way through /proc.
 
     With `overlay`, the node lies in an overlay's upper layer: a character device
@@ -82,7 +82,7 @@ def entry_of(
         mtime_ns=status.st_mtime_ns,
         size=status.st_size if node_type is NodeType.FILE else 0,
         rdev=status.st_rdev if is_device else 0,
-        xattrs=read_xattrs(fd, overlay=overlay, readable=readable),
+        xattrs=read_xattrs(fd, overlay=overlay, opened=opened),
         target=target,
     )
 
@@ -93,17 +93,19 @@ def shape_of(dir_fd: int, name: bytes) -> Entry:
     return Entry(name=name, type=_TYPES[stat.S_IFMT(status.st_mode)], size=status.st_size)
 
 
-def read_xattrs(fd: int, *, overlay: bool = False, readable: bool = False) -> tuple[tuple[bytes, bytes], ...]:
+def read_xattrs(fd: int, *, overlay: bool = False, opened: bool = False) -> tuple[tuple[bytes, bytes], ...]:
     """Return the extended attributes of an open node, in the order of their names."""
     # The xattr calls refuse O_PATH descriptors; the descriptor's magic link
     # leads to exactly this node, a symlink included, and to no other.
-    where: int | str = fd if readable else _magic(fd)
+    where: int | str = fd if opened else _magic(fd)
     try:
         names = os.listxattr(where)
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EPERM):
             return ()
         raise
+    if not names:
+        return ()
     found = []
     total = 0
     for name in sorted(os.fsencode(each) for each in names):
@@ -230,16 +232,19 @@ def set_attributes(dir_fd: int, name: bytes, entry: Entry, *, overlay: bool = Fa
         os.close(fd)
 
 
-def set_attributes_of(fd: int, entry: Entry, *, overlay: bool = False) -> None:
-    """Do what `set_attributes` does with an open node (O_PATH will do)."""
+def set_attributes_of(fd: int, entry: Entry, *, overlay: bool = False, opened: bool = False) -> None:
+    """Do what `set_attributes` does with a node's descriptor.
+
+    O_PATH will do; one that was `opened`, to read or to write, spares a way through /proc.
+    """
     status = os.fstat(fd)
-    where = _magic(fd)
+    where: int | str = fd if opened else _magic(fd)
     if (status.st_uid, status.st_gid) != (entry.uid, entry.gid):
         os.chown(where, entry.uid, entry.gid)
         status = os.fstat(fd)
     if entry.type is not NodeType.SYMLINK and stat.S_IMODE(status.st_mode) != entry.mode:
         os.chmod(where, entry.mode)
-    _set_xattrs(fd, entry, overlay=overlay)
+    _set_xattrs(fd, where, entry, overlay=overlay)
     os.utime(where, ns=(entry.mtime_ns, entry.mtime_ns))
 
 
@@ -338,10 +343,11 @@ def _names(fd: int) -> list[bytes]:
     return [os.fsencode(name) for name in os.listdir(fd)]
 
 
-def _set_xattrs(fd: int, entry: Entry, *, overlay: bool) -> None:
-    wanted = dict(entry.xattrs)
-    present = dict(read_xattrs(fd, overlay=overlay))
-    where = _magic(fd)
+def _set_xattrs(fd: int, where: int | str, entry: Entry, *, overlay: bool) -> None:
+    found = read_xattrs(fd, overlay=overlay, opened=where == fd)
+    if found == entry.xattrs:
+        return
+    wanted, present = dict(entry.xattrs), dict(found)
     for name in present.keys() - wanted.keys():
         os.removexattr(where, _name_in(name, overlay=overlay))
     for name, value in wanted.items():
@@ -360,8 +366,7 @@ def _write_sparse(fd: int, offset: int, data: memoryview) -> int:
     written = 0
     start = None
     for position in range(0, len(data), PAGE):
-        page = data[position : position + PAGE]
-        if page == _ZERO_PAGE[: len(page)]:
+        if data[position] == 0 and _is_zero_page(data[position : position + PAGE]):
             if start is not None:
                 written += _pwrite(fd, data[start:position], offset + start)
                 start = None
@@ -370,6 +375,10 @@ def _write_sparse(fd: int, offset: int, data: memoryview) -> int:
     if start is not None:
         written += _pwrite(fd, data[start:], offset + start)
     return written
+
+
+def _is_zero_page(page: memoryview) -> bool:
+    return page == _ZERO_PAGE[: len(page)]
 
 
 def _pwrite(fd: int, data: memoryview, offset: int) -> int:

@@ -242,6 +242,10 @@ class Repository:
         """Return a directory. It is shared with other readers: do not change it."""
         return self._directories.get(tree)
 
+    def fetch_directories(self, trees: Iterable[TreeId]) -> None:
+        """Read directories at one go that will be asked for soon. What is wrong with one, that says."""
+        self._directories.fetch(trees)
+
     def remember(self, tree: TreeId, directory: Directory, length: int) -> None:
         """Keep a directory in memory that was just stored; nobody may change it any more."""
         self._directories.add(tree, directory, length)

@@ -268,7 +268,7 @@ class _Difference:
         try:
             pieces = ((offset, self._source.get(extent.blob)) for offset, extent in changed)
             self.written.bytes += overwrite(fd, pieces, after.size)
-            set_attributes_of(fd, after)
+            set_attributes_of(fd, after, opened=True)
         finally:
             os.close(fd)
         return True
@@ -294,7 +294,7 @@ class _Difference:
             fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=parent)
         try:
             self.written.bytes += (overwrite if solid else write_segments)(fd, segments, want.size)
-            set_attributes_of(fd, want)
+            set_attributes_of(fd, want, opened=True)
         finally:
             os.close(fd)
 

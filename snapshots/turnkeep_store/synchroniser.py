@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from turnkeep_store.archiver import extents_of, same_attributes
 from turnkeep_store.beneath import O_DIRECTORY_READ, O_PATH_NOFOLLOW, Descent, open_beneath
+from turnkeep_store.blobs import BulkSource
 from turnkeep_store.chunks import read_extents
-from turnkeep_store.ids import BlobId, TreeId
+from turnkeep_store.ids import TreeId
 from turnkeep_store.nodes import (
     clear_marks,
     create_node,
@@ -28,17 +29,20 @@ from turnkeep_store.nodes import (
     set_attributes_of,
     write_segments,
 )
+from turnkeep_store.readahead import ReadAhead
 from turnkeep_store.restorer import Source, Written, link_to
-from turnkeep_store.tree import Directory, Entry, ExtentKind, NodeType
+from turnkeep_store.tree import Directory, Entry, Extent, NodeType
 
-_AHEAD_BYTES = 2 * 1024 * 1024
-"""Content that is read at one go, while what was read before is written."""
+_AHEAD_BYTES = 1024 * 1024
+"""Files up to this size are read ahead; in larger ones the kernel does it by itself."""
+
+_AHEAD_FOLDERS = 256
 
 
-class BulkSource(Source, Protocol):
+class TreeSource(Source, BulkSource, Protocol):
     """Where trees and blobs are read, also many at one go; a repository is one."""
 
-    def get_many(self, blobs: Iterable[BlobId]) -> dict[BlobId, bytes]: ...
+    def fetch_directories(self, trees: Iterable[TreeId]) -> None: ...
 
 
 class _Pending(NamedTuple):
@@ -54,7 +58,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def synchronise(
     root_fd: int,
-    source: BulkSource,
+    source: TreeSource,
     want: TreeId,
     *,
     upper: bool = False,
@@ -92,37 +96,11 @@ def _sync_file_system(root_fd: int) -> None:
         os.close(folder)
 
 
-class _ReadAhead:
-    """Reads the content of what is written next, in a thread of its own."""
-
-    def __init__(self, source: BulkSource, pool: Executor) -> None:
-        self._source = source
-        self._pool = pool
-        self._held: Mapping[BlobId, bytes] = {}
-        self._begun: tuple[tuple[BlobId, ...], Future[dict[BlobId, bytes]]] | None = None
-
-    def begin(self, blobs: tuple[BlobId, ...]) -> None:
-        """Begin to read what will be used after this."""
-        self._begun = (blobs, self._pool.submit(self._source.get_many, blobs)) if blobs else None
-
-    def use(self, blobs: tuple[BlobId, ...]) -> None:
-        """Have these at hand now."""
-        if self._begun is not None and self._begun[0] == blobs:
-            self._held = self._begun[1].result()
-        else:
-            self._held = self._source.get_many(blobs)
-
-    def get(self, blob: BlobId) -> bytes:
-        """Return a blob (see `BlobSource.get`)."""
-        held = self._held.get(blob)
-        return held if held is not None else self._source.get(blob)
-
-
 class _Synchronisation:
     def __init__(
         self,
         root_fd: int,
-        source: BulkSource,
+        source: TreeSource,
         pool: Executor,
         *,
         upper: bool,
@@ -132,7 +110,7 @@ class _Synchronisation:
         self._way = Descent(root_fd)
         self._target_way = Descent(root_fd)
         self._source = source
-        self._ahead = _ReadAhead(source, pool)
+        self._ahead = ReadAhead(source, pool)
         self._upper = upper
         self._keep = keep
         self._progress = progress
@@ -167,14 +145,12 @@ class _Synchronisation:
             names = frozenset(map(os.fsencode, () if folder.is_new else os.listdir(fd)))
             self._pending.extend(self._remove_extra(fd, folder.path, names, directory))
             nodes = self._folders_and_links(fd, folder.path, directory, names)
-            parts = _parts(nodes, names)
-            for number, part in enumerate(parts):
-                self._ahead.use(_content(part, names))
-                following = parts[number + 1] if number + 1 < len(parts) else self._first_of_next()
-                self._ahead.begin(_content(following, names))
-                for entry in part:
-                    have = self._present(fd, entry.name) if entry.name in names else None
-                    self._node(fd, _join(folder.path, entry.name), entry, have)
+            if not folder.is_new:
+                # What was to come before depended on what is there.
+                self._ahead.follow(self._coming(nodes, names, self._pending))
+            for entry in nodes:
+                have = self._present(fd, entry.name) if entry.name in names else None
+                self._node(fd, _join(folder.path, entry.name), entry, have)
         finally:
             os.close(fd)
 
@@ -202,13 +178,27 @@ class _Synchronisation:
                 nodes.append(entry)
         return nodes
 
-    def _first_of_next(self) -> list[Entry]:
-        """Return what is written first in the next folder, if nothing is there yet."""
-        if not self._pending or not self._pending[-1].is_new:
-            return []
-        entries = [each for each in self._directory(self._pending[-1]) if not each.is_directory]
-        parts = _parts([each for each in entries if each.type is not NodeType.HARDLINK], frozenset())
-        return parts[0] if parts else []
+    def _coming(
+        self, nodes: Iterable[Entry], names: frozenset[bytes], pending: Iterable[_Pending]
+    ) -> Iterator[Extent]:
+        """Yield the content that is written next, up to the first folder that may hold something."""
+        for entry in nodes:
+            if _is_small(entry) and entry.name not in names:
+                yield from entry.content
+        folders = list(pending)
+        while folders and folders[-1].is_new:
+            folder = folders.pop()
+            inside = []
+            for entry in self._directory(folder):
+                child = _join(folder.path, entry.name)
+                if child in self._keep:
+                    continue
+                if entry.is_directory and entry.subtree is not None:
+                    inside.append(_Pending(child, entry.subtree, is_new=True))
+                elif _is_small(entry):
+                    yield from entry.content
+            self._source.fetch_directories(each.tree for each in inside[-_AHEAD_FOLDERS:] if each.tree)
+            folders.extend(inside)
 
     def _count(self) -> None:
         self._compared += 1
@@ -290,7 +280,7 @@ class _Synchronisation:
         fd = os.open(entry.name, flags, 0o600, dir_fd=parent)
         try:
             self.written.bytes += write_segments(fd, read_extents(self._ahead, entry.content), entry.size)
-            set_attributes_of(fd, entry, overlay=self._upper)
+            set_attributes_of(fd, entry, overlay=self._upper, opened=True)
         finally:
             os.close(fd)
 
@@ -314,26 +304,5 @@ def _join(folder: bytes, name: bytes) -> bytes:
     return folder + b"/" + name if folder else name
 
 
-def _parts(nodes: Iterable[Entry], names: frozenset[bytes]) -> list[list[Entry]]:
-    """Cut what lies in a folder into parts whose content is read at one go."""
-    parts: list[list[Entry]] = []
-    room = 0
-    for entry in nodes:
-        size = entry.size if _is_read(entry, names) else 0
-        if not parts or size > room:
-            parts.append([])
-            room = _AHEAD_BYTES
-        parts[-1].append(entry)
-        room -= size
-    return parts
-
-
-def _content(part: Iterable[Entry], names: frozenset[bytes]) -> tuple[BlobId, ...]:
-    """Return the blobs that writing a part takes."""
-    extents = (extent for entry in part if _is_read(entry, names) for extent in entry.content)
-    return tuple(extent.blob for extent in extents if extent.kind is ExtentKind.DATA)
-
-
-def _is_read(entry: Entry, names: frozenset[bytes]) -> bool:
-    # What is there may be right already; large files the kernel reads ahead by itself.
-    return entry.size <= _AHEAD_BYTES // 2 and entry.name not in names
+def _is_small(entry: Entry) -> bool:
+    return entry.size <= _AHEAD_BYTES

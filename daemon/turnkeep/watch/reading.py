@@ -91,7 +91,7 @@ def read_node(
     # file: never a FIFO or a device that took its name meanwhile.
     content = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
     try:
-        entry = entry_of(content, name, overlay=overlay, status=before, readable=True)
+        entry = entry_of(content, name, overlay=overlay, status=before, opened=True)
         entry, segments, held = _content(content, entry, hold_below, store)
     finally:
         os.close(content)
