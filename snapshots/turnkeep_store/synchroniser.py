@@ -11,7 +11,8 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import NamedTuple, Protocol
 
 from turnkeep_store.archiver import extents_of, same_attributes
@@ -37,6 +38,9 @@ _AHEAD_BYTES = 1024 * 1024
 """Files up to this size are read ahead; in larger ones the kernel does it by itself."""
 
 _AHEAD_FOLDERS = 256
+
+_SYNC_BYTES = 16 * 1024 * 1024
+"""So much is written before the file system begins to write it out."""
 
 
 class TreeSource(Source, BulkSource, Protocol):
@@ -76,24 +80,63 @@ def synchronise(
         UnsafePath: something under `root_fd` is being moved about.
         OSError, StoreError: the file system or the repository failed.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
-        work = _Synchronisation(root_fd, source, pool, upper=upper, keep=frozenset(keep), progress=progress)
+    with (
+        ThreadPoolExecutor(2, thread_name_prefix="synchronise") as pool,
+        closing(_Syncing(root_fd, pool)) as syncing,
+    ):
+        ahead = ReadAhead(source, pool)
+        work = _Synchronisation(
+            root_fd, source, ahead, syncing, upper=upper, keep=frozenset(keep), progress=progress
+        )
         try:
             work.run(want)
         finally:
             work.close()
-    _sync_file_system(root_fd)
+        syncing.finish()
     return work.written
 
 
-def _sync_file_system(root_fd: int) -> None:
-    folder = open_beneath(root_fd, b"", O_DIRECTORY_READ)
-    try:
-        if _libc.syncfs(folder) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-    finally:
-        os.close(folder)
+class _Syncing:
+    """Has the file system written out while more is being written, so that little is left at the end."""
+
+    def __init__(self, root_fd: int, pool: Executor) -> None:
+        self._pool = pool
+        self._unsynced = 0
+        self._begun: Future[None] | None = None
+        # An error since then is reported to whoever syncs through it (syncfs(2)).
+        self._folder = open_beneath(root_fd, b"", O_DIRECTORY_READ)
+
+    def wrote(self, count: int) -> None:
+        """Take notice of bytes that were written."""
+        self._unsynced += count
+        if self._unsynced < _SYNC_BYTES or (self._begun is not None and not self._begun.done()):
+            return
+        self._unsynced = 0
+        if self._begun is not None:
+            self._begun.result()
+        self._begun = self._pool.submit(_sync_file_system, self._folder)
+
+    def finish(self) -> None:
+        """Return when all is on the disk.
+
+        Raises:
+            OSError: something could not be written.
+        """
+        if self._begun is not None:
+            self._begun.result()
+        _sync_file_system(self._folder)
+
+    def close(self) -> None:
+        """Close the folder, when nobody syncs through it any more."""
+        if self._begun is not None:
+            self._begun.exception()
+        os.close(self._folder)
+
+
+def _sync_file_system(folder: int) -> None:
+    if _libc.syncfs(folder) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 class _Synchronisation:
@@ -101,7 +144,8 @@ class _Synchronisation:
         self,
         root_fd: int,
         source: TreeSource,
-        pool: Executor,
+        ahead: ReadAhead,
+        syncing: _Syncing,
         *,
         upper: bool,
         keep: frozenset[bytes],
@@ -110,7 +154,8 @@ class _Synchronisation:
         self._way = Descent(root_fd)
         self._target_way = Descent(root_fd)
         self._source = source
-        self._ahead = ReadAhead(source, pool)
+        self._ahead = ahead
+        self._syncing = syncing
         self._upper = upper
         self._keep = keep
         self._progress = progress
@@ -279,10 +324,12 @@ class _Synchronisation:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(entry.name, flags, 0o600, dir_fd=parent)
         try:
-            self.written.bytes += write_segments(fd, read_extents(self._ahead, entry.content), entry.size)
+            count = write_segments(fd, read_extents(self._ahead, entry.content), entry.size)
             set_attributes_of(fd, entry, overlay=self._upper, opened=True)
         finally:
             os.close(fd)
+        self.written.bytes += count
+        self._syncing.wrote(count)
 
     def _link(self, path: bytes, entry: Entry) -> None:
         target_parent, target = self._target_way.parent(entry.target)

@@ -1,4 +1,4 @@
-"""What is written next is read at one go, while what came before is written."""
+"""A folder is made equal to a tree: what comes next is read ahead, what was written is written out behind."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from turnkeep_store.readahead import ReadAhead
 from turnkeep_store.repository import Repository
 from turnkeep_store.synchroniser import synchronise
 from turnkeep_store.tree import Directory, Entry, Extent, ExtentKind, NodeType
+
+from tests.block_device import mounted, recorded_disk, require_block_devices
 
 NOISE = random.Random(11)
 BLOBS = [NOISE.randbytes(NOISE.randrange(1, 60_000)) for _ in range(400)]
@@ -133,6 +136,30 @@ def test_a_tree_is_written_without_reading_a_blob_alone(repo: Repository, tmp_pa
     if there != "something else":
         assert source.alone == []
     assert {path.stat().st_mode & 0o7777 for path in root.rglob("n*")} == {0o640}
+
+
+def test_a_disk_that_cannot_be_written_to(repo: Repository, tmp_path: Path) -> None:
+    require_block_devices()
+    entry = Entry(name=b"f", type=NodeType.FILE, mode=0o600)
+    pieces = {b"f%d" % number: NOISE.randbytes(1_000_000) for number in range(40)}
+    with repo.lease("writer") as lease:
+        writer = repo.writer(lease)
+        changes = [
+            Upsert(name, replace(entry, name=name, size=len(data)), partial(iter, [(0, data)]))
+            for name, data in pieces.items()
+        ]
+        tree = archive(writer, repo, None, changes).tree
+        writer.flush()
+    with (
+        recorded_disk(tmp_path, 64 << 20) as disk,
+        mounted(disk.device, tmp_path / "mnt") as folder,
+    ):
+        fd = os.open(folder, os.O_PATH)
+        try:
+            with disk.failing("write"), pytest.raises(OSError, match="Input/output error|Read-only file system"):
+                synchronise(fd, repo, tree, keep=[b"lost+found"])
+        finally:
+            os.close(fd)
 
 
 def test_attributes_of_what_has_none_of_its_own(tmp_path: Path) -> None:
