@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
+from itertools import islice
 
 from turnkeep_store.blobs import BulkSource
 from turnkeep_store.errors import StoreError
@@ -14,6 +15,8 @@ from turnkeep_store.tree import Directory
 
 CACHE_BYTES = 8 * 1024 * 1024
 """Most encoded bytes whose decoded directories are kept."""
+
+_AT_ONCE = 32
 
 
 class DirectoryCache:
@@ -39,12 +42,18 @@ class DirectoryCache:
         return directory
 
     def fetch(self, trees: Iterable[TreeId]) -> None:
-        """Have directories kept that will be read soon. What is wrong with one, reading it says."""
+        """Have directories kept that will be read soon, in this order, as many as half of the room holds.
+
+        What is wrong with one, reading it says.
+        """
         with self._lock:
-            missing = [BlobId(tree) for tree in trees if tree not in self._kept]
-        for blob, data in self._source.get_many(missing).items():
-            with contextlib.suppress(StoreError):
-                self.add(TreeId(blob), Directory.decode(data), len(data))
+            missing = iter([BlobId(tree) for tree in trees if tree not in self._kept])
+        size = 0
+        while size < self._limit // 2 and (group := list(islice(missing, _AT_ONCE))):
+            for blob, data in self._source.get_many(group).items():
+                size += len(data)
+                with contextlib.suppress(StoreError):
+                    self.add(TreeId(blob), Directory.decode(data), len(data))
 
     def add(self, tree: TreeId, directory: Directory, length: int) -> None:
         """Keep a directory, whose encoding is so long. Nobody may change it any more."""

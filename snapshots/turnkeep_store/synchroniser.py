@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 from turnkeep_store.archiver import extents_of, same_attributes
@@ -242,7 +243,8 @@ class _Synchronisation:
                     inside.append(_Pending(child, entry.subtree, is_new=True))
                 elif _is_small(entry):
                     yield from entry.content
-            self._source.fetch_directories(each.tree for each in inside[-_AHEAD_FOLDERS:] if each.tree)
+            soon = islice(reversed(inside), _AHEAD_FOLDERS)
+            self._source.fetch_directories(each.tree for each in soon if each.tree is not None)
             folders.extend(inside)
 
     def _count(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from turnkeep.client.sync import Client
 from turnkeep.model import Fidelity
 from turnkeep.runtime import registration
 
+from tests.conftest import IMAGE
 from tests.e2e.harness import Box as Sandbox
 from tests.e2e.harness import Daemon, turn
 from tests.runtime.boxes import ASK, SERVER, Box
@@ -117,6 +119,31 @@ def test_a_container_of_plain_runc_is_replaced_when_asked(
     turn(Sandbox(new), sandbox, "echo > /root/later")
     sandbox.restore(turn=kept.number)
     assert number(box) == 2
+
+
+def test_a_replaced_container_that_the_engine_does_not_remove(tk: Client, make: Make, own: OwnEngine) -> None:
+    box = ready(make(*SERVE, runtime="runc"))
+    name = box.container.name or ""
+    sandbox = tk.attach(name)
+    box.run("sh", "-c", "echo > /root/pinned")
+    earlier = own.client.containers.create(IMAGE, name=f"{name}-turnkeep-replaced")
+    pinned = [Path(box.container.attrs["GraphDriver"]["Data"]["UpperDir"]) / "root" / "pinned"]
+    subprocess.run(["chattr", "+i", *pinned], check=True)
+    try:
+        kept = turn(Sandbox(box.container), sandbox, "true")
+        done = sandbox.restore(turn=kept.number, replace=True)
+        assert any(f"docker rm -f {(box.container.id or '')[:12]}" in note for note in done.notes), done.notes
+        box.container.reload()
+        assert (box.container.name or "").startswith(f"{earlier.name}-")
+        assert sandbox.refresh().container_id != box.container.id
+        new = own.client.containers.get(name)
+        assert Sandbox(new).sh("ls /root/pinned") == "/root/pinned\n"
+        after = turn(Sandbox(new), sandbox, "echo > /root/later")
+        sandbox.restore(turn=after.number)
+    finally:
+        subprocess.run(["chattr", "-i", *pinned], check=True)
+        for left in (box.container, earlier):
+            own.client.api.remove_container(left.id, force=True, v=True)
 
 
 def test_a_fork_of_a_whole_container(tk: Client, make: Make, own: OwnEngine) -> None:

@@ -82,7 +82,7 @@ async def _cold(
     sandbox.baseline = baseline
     if replacement is not None:
         reached(Point.REPLACE_RECORDED)
-        await run(deps.pools.engine, replacement.keep)
+        restored.notes += await run(deps.pools.engine, replacement.keep)
     return restored
 
 

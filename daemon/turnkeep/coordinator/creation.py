@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import structlog
 from turnkeep_store.points import reached
 
 from turnkeep.checkpointer.view import Baseline
 from turnkeep.coordinator.filling import fill_and_start
 from turnkeep.coordinator.sandbox import SandboxCoordinator
-from turnkeep.errors import Conflict, ContainerNotFound, InvalidRequest, Unsupported
+from turnkeep.errors import Conflict, ContainerNotFound, InvalidRequest, TurnkeepError, Unsupported
 from turnkeep.journal import Intent
 from turnkeep.model import Checkpoint, Fidelity, MountKind
 from turnkeep.points import Point
@@ -23,9 +25,12 @@ from turnkeep.runtime.container import Container
 from turnkeep.runtime.engine import Engine
 from turnkeep.runtime.places import places_on_disk
 
+log = structlog.get_logger()
+
 INTENT_LABEL = "turnkeep.restore"
 MAX_FORKS = 256
 SET_ASIDE = "-turnkeep-replaced"
+_SET_ASIDE_NAME = re.compile(re.escape(SET_ASIDE) + r"(-[0-9a-f]{8})?$")
 
 
 def make_container(
@@ -118,7 +123,7 @@ class Replacement:
         config["Labels"] = {**(config.get("Labels") or {}), INTENT_LABEL: self._intent_id}
         config["HostConfig"]["Runtime"] = RUNTIME
         self._engine.stop(self._old_id)
-        self._engine.rename(self._old_id, self._name + SET_ASIDE)
+        self._set_aside()
         reached(Point.REPLACE_SET_ASIDE)
         try:
             self.new_id = self._engine.create(self._name, config)
@@ -127,10 +132,19 @@ class Replacement:
             raise
         reached(Point.REPLACE_CREATED)
 
-    def keep(self) -> None:
-        """Remove the old one."""
-        self._engine.remove(self._old_id)
+    def _set_aside(self) -> None:
+        name = self._name + SET_ASIDE
+        try:
+            self._engine.rename(self._old_id, name)
+        except Conflict:
+            # An earlier one is still there (see `keep`).
+            self._engine.rename(self._old_id, f"{name}-{self._intent_id[:8]}")
+
+    def keep(self) -> tuple[str, ...]:
+        """Remove the old one; return what is to be said if the engine does not do that."""
+        notes = _remove_replaced(self._engine, self._old_id)
         reached(Point.REPLACE_OLD_REMOVED)
+        return notes
 
     def undo(self) -> None:
         """Remove the new one, and give the old one its name again."""
@@ -147,15 +161,25 @@ def replacement_again(
     `present_id` is the container that was recorded as the sandbox's.
     """
     if present_id != old_id:
-        engine.remove(old_id)
+        for note in _remove_replaced(engine, old_id):
+            log.warning("restore repeated", note=note)
         return None
     _undo_replacement(engine, old_id, intent_id)
     return Replacement(engine, old_id, checkpoint, intent_id)
 
 
+def _remove_replaced(engine: Engine, old_id: str) -> tuple[str, ...]:
+    try:
+        engine.remove(old_id)
+    except TurnkeepError as error:
+        # What was restored works all the same.
+        return (f"the old container was not removed, docker rm -f {old_id[:12]} does it: {error.message}",)
+    return ()
+
+
 def own_name(name: str) -> str:
     """Return the name of a sandbox's container, also while another one has it."""
-    return name.removesuffix(SET_ASIDE)
+    return _SET_ASIDE_NAME.sub("", name)
 
 
 def _undo_replacement(engine: Engine, old_id: str, intent_id: str) -> None:
