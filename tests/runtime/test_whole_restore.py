@@ -133,8 +133,8 @@ def test_a_replaced_container_that_the_engine_does_not_remove(tk: Client, make: 
         kept = turn(Sandbox(box.container), sandbox, "true")
         done = sandbox.restore(turn=kept.number, replace=True)
         assert any(f"docker rm -f {(box.container.id or '')[:12]}" in note for note in done.notes), done.notes
-        box.container.reload()
-        assert (box.container.name or "").startswith(f"{earlier.name}-")
+        left = own.client.containers.get(box.container.id or "")
+        assert (left.name or "").startswith(f"{earlier.name}-")
         assert sandbox.refresh().container_id != box.container.id
         new = own.client.containers.get(name)
         assert Sandbox(new).sh("ls /root/pinned") == "/root/pinned\n"
@@ -142,8 +142,8 @@ def test_a_replaced_container_that_the_engine_does_not_remove(tk: Client, make: 
         sandbox.restore(turn=after.number)
     finally:
         subprocess.run(["chattr", "-i", *pinned], check=True)
-        for left in (box.container, earlier):
-            own.client.api.remove_container(left.id, force=True, v=True)
+        for each in (box.container, earlier):
+            own.client.api.remove_container(each.id or "", force=True, v=True)
 
 
 def test_a_fork_of_a_whole_container(tk: Client, make: Make, own: OwnEngine) -> None:
