@@ -42,6 +42,10 @@ class BlobCache:
                 self._blobs.move_to_end(blob)
             return data
 
+    def __contains__(self, blob: BlobId) -> bool:
+        """Whether a blob is kept now."""
+        return blob in self._blobs
+
 
 class CachingSink:
     """Puts blobs into a sink, and keeps them."""

@@ -12,14 +12,17 @@ import os
 import re
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import msgpack
-from turnkeep_store.blobs import BlobSink, BlobSource
-from turnkeep_store.chunks import read_extents, write_chunks, write_stream
+from turnkeep_store.blobcache import BlobCache, CachingSource
+from turnkeep_store.blobs import BlobSink, BlobSource, BulkSource
+from turnkeep_store.chunks import leaves, read_extents, write_chunks, write_stream
 from turnkeep_store.errors import Damaged
 from turnkeep_store.ids import BlobId, TreeId
 from turnkeep_store.kinds import BlobKind
+from turnkeep_store.readahead import ReadAhead
 from turnkeep_store.tree import Directory, Entry, Extent, NodeType
 
 from turnkeep.process.wire import read_fields
@@ -77,28 +80,36 @@ def store(sink: BlobSink, folder: Folder) -> tuple[Entry, int]:
     return entry, total + size
 
 
-def load(source: BlobSource, tree: TreeId, folder: Folder) -> None:
-    """Write stored images into an empty folder.
+def load(store: BulkSource, cache: BlobCache, tree: TreeId, folder: Folder) -> None:
+    """Write stored images into an empty folder. What the cache lacks a thread reads ahead.
 
     Raises:
         Damaged: they are not what was stored.
         StoreError, OSError: reading or writing failed.
     """
-    directory = Directory.decode(source.get(BlobId(tree)))
-    for entry in directory:
-        if entry.name == _SMALL:
-            _unpack(b"".join(data for _, data in _all(source, entry)), folder)
-            continue
-        name = entry.name.decode()
-        if "/" in name or name in (".", ".."):
-            raise Damaged(f"process images {tree.hex()}: {name!r} does not belong there")
-        fd = folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        try:
-            os.truncate(fd, entry.size)
-            for offset, data in read_extents(source, entry.content):
-                os.pwrite(fd, data, offset)
-        finally:
-            os.close(fd)
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
+        ahead = ReadAhead(store, pool)
+        source = CachingSource(ahead, cache)
+        directory = Directory.decode(source.get(BlobId(tree)))
+        content = (extent for entry in directory for extent in leaves(source, entry.content))
+        ahead.follow(extent for extent in content if extent.blob not in cache)
+        for entry in directory:
+            if entry.name == _SMALL:
+                _unpack(b"".join(data for _, data in _all(source, entry)), folder)
+                continue
+            name = entry.name.decode()
+            if "/" in name or name in (".", ".."):
+                raise Damaged(f"process images {tree.hex()}: {name!r} does not belong there")
+            _write(source, entry, folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+
+
+def _write(source: BlobSource, entry: Entry, fd: int) -> None:
+    try:
+        os.truncate(fd, entry.size)
+        for offset, data in read_extents(source, entry.content):
+            os.pwrite(fd, data, offset)
+    finally:
+        os.close(fd)
 
 
 def _all(source: BlobSource, entry: Entry) -> Iterator[tuple[int, bytes]]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from turnkeep_store.beneath import open_beneath
-from turnkeep_store.blobcache import CachingSource
 from turnkeep_store.errors import StoreError
 from turnkeep_store.ids import TreeId
 from turnkeep_store.repository import Repository
@@ -138,8 +137,7 @@ def _load(
     name = "images" if record.kind == WHOLE_KIND else "."
     images = processes.engine.new_images(name, expected_bytes=record.image_bytes)
     try:
-        source = CachingSource(repository, processes.cache)
-        archive.load(source, TreeId(bytes.fromhex(record.images)), images)
+        archive.load(repository, processes.cache, TreeId(bytes.fromhex(record.images)), images)
         if record.kind != WHOLE_KIND:
             rearm_timers(images.folder)
         same_boot = image.boot_id == boot_id()
