@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 
-from turnkeep_store.blobs import BlobSink, BlobSource
+from turnkeep_store.blobs import BlobSink, BulkSource
 from turnkeep_store.durable import Bytes
 from turnkeep_store.ids import BlobId
 from turnkeep_store.kinds import BlobKind
@@ -69,7 +70,7 @@ class CachingSink:
 class CachingSource:
     """Reads blobs from a source, unless they are kept. What is kept was verified when it was taken."""
 
-    def __init__(self, source: BlobSource, cache: BlobCache) -> None:
+    def __init__(self, source: BulkSource, cache: BlobCache) -> None:
         self._source = source
         self._cache = cache
 
@@ -79,4 +80,11 @@ class CachingSource:
         if found is None:
             found = self._source.get(blob)
             self._cache.add(blob, found)
+        return found
+
+    def get_many(self, blobs: Iterable[BlobId], room: int | None = None) -> dict[BlobId, bytes]:
+        """Read many blobs, and keep them (see `BulkSource.get_many`)."""
+        found = self._source.get_many(blobs, room)
+        for blob, data in found.items():
+            self._cache.add(blob, data)
         return found

@@ -25,8 +25,11 @@ class BlobSource(Protocol):
 class BulkSource(BlobSource, Protocol):
     """Where blobs are read, also many at one go."""
 
-    def get_many(self, blobs: Iterable[BlobId]) -> dict[BlobId, bytes]:
-        """Return many blobs, verified; what is left out is to be asked for alone, which says why."""
+    def get_many(self, blobs: Iterable[BlobId], room: int | None = None) -> dict[BlobId, bytes]:
+        """Return many blobs, verified, at most `room` bytes of them.
+
+        What is left out is to be asked for alone, which says why.
+        """
         ...
 
 

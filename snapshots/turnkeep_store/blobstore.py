@@ -116,9 +116,9 @@ class BlobStore:
                 break
         raise BlobNotFound(f"blob {blob.hex()}: in no pack of this repository; run check")
 
-    def get_many(self, blobs: Iterable[BlobId]) -> dict[BlobId, bytes]:
+    def get_many(self, blobs: Iterable[BlobId], room: int | None = None) -> dict[BlobId, bytes]:
         """Return what is found of many blobs at one go (see `bulk.read_many`)."""
-        return read_many(self.index, self.backend, blobs)
+        return read_many(self.index, self.backend, blobs, room)
 
     def has(self, blob: BlobId) -> bool:
         """Whether the blob is stored (its bytes are not read)."""

@@ -21,21 +21,43 @@ _GAP_BYTES = 64 * 1024
 _READ_BYTES = 4 * 1024 * 1024
 
 
-def read_many(index: Index, backend: Backend, blobs: Iterable[BlobId]) -> dict[BlobId, bytes]:
+def read_many(
+    index: Index, backend: Backend, blobs: Iterable[BlobId], room: int | None = None
+) -> dict[BlobId, bytes]:
     """Return blobs, each verified against its id, as far as they are found sound where the index says.
 
     Whatever stands in the way of one leaves it out: reading that blob alone
-    tries every copy of it, or says what is wrong.
+    tries every copy of it, or says what is wrong. With `room` the first ones are
+    returned that come to no more bytes than that.
     """
     found: dict[BlobId, bytes] = {}
     left = iter(dict.fromkeys(blobs))
     while part := list(islice(left, _AT_ONCE)):
-        for run in _runs(index.lookup_many(part)):
+        places = index.lookup_many(part)
+        if room is not None:
+            places, room = _fitting(part, places, room)
+        for run in _runs(places):
             try:
                 _read(backend, run, found)
             except (StoreError, OSError):
                 continue
     return found
+
+
+def _fitting(
+    part: Iterable[BlobId], places: dict[BlobId, Location], room: int
+) -> tuple[dict[BlobId, Location], int]:
+    """Return the first of a part that fit, and the room that is left."""
+    fitting = {}
+    for blob in part:
+        place = places.get(blob)
+        if place is None:
+            continue
+        room -= place.raw_length
+        if room < 0:
+            break
+        fitting[blob] = place
+    return fitting, max(room, 0)
 
 
 _Placed = tuple[BlobId, Location]

@@ -6,7 +6,6 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
-from itertools import islice
 
 from turnkeep_store.blobs import BulkSource
 from turnkeep_store.errors import StoreError
@@ -15,8 +14,6 @@ from turnkeep_store.tree import Directory
 
 CACHE_BYTES = 8 * 1024 * 1024
 """Most encoded bytes whose decoded directories are kept."""
-
-_AT_ONCE = 32
 
 
 class DirectoryCache:
@@ -47,13 +44,10 @@ class DirectoryCache:
         What is wrong with one, reading it says.
         """
         with self._lock:
-            missing = iter([BlobId(tree) for tree in trees if tree not in self._kept])
-        size = 0
-        while size < self._limit // 2 and (group := list(islice(missing, _AT_ONCE))):
-            for blob, data in self._source.get_many(group).items():
-                size += len(data)
-                with contextlib.suppress(StoreError):
-                    self.add(TreeId(blob), Directory.decode(data), len(data))
+            missing = [BlobId(tree) for tree in trees if tree not in self._kept]
+        for blob, data in self._source.get_many(missing, self._limit // 2).items():
+            with contextlib.suppress(StoreError):
+                self.add(TreeId(blob), Directory.decode(data), len(data))
 
     def add(self, tree: TreeId, directory: Directory, length: int) -> None:
         """Keep a directory, whose encoding is so long. Nobody may change it any more."""

@@ -244,7 +244,7 @@ def set_attributes_of(fd: int, entry: Entry, *, overlay: bool = False, opened: b
         status = os.fstat(fd)
     if entry.type is not NodeType.SYMLINK and stat.S_IMODE(status.st_mode) != entry.mode:
         os.chmod(where, entry.mode)
-    _set_xattrs(fd, where, entry, overlay=overlay)
+    _set_xattrs(fd, entry, overlay=overlay, opened=opened)
     os.utime(where, ns=(entry.mtime_ns, entry.mtime_ns))
 
 
@@ -343,8 +343,9 @@ def _names(fd: int) -> list[bytes]:
     return [os.fsencode(name) for name in os.listdir(fd)]
 
 
-def _set_xattrs(fd: int, where: int | str, entry: Entry, *, overlay: bool) -> None:
-    found = read_xattrs(fd, overlay=overlay, opened=where == fd)
+def _set_xattrs(fd: int, entry: Entry, *, overlay: bool, opened: bool) -> None:
+    found = read_xattrs(fd, overlay=overlay, opened=opened)
+    where: int | str = fd if opened else _magic(fd)
     if found == entry.xattrs:
         return
     wanted, present = dict(entry.xattrs), dict(found)

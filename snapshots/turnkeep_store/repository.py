@@ -230,9 +230,9 @@ class Repository:
         """
         return self.blobs.get(blob)
 
-    def get_many(self, blobs: Iterable[BlobId]) -> dict[BlobId, bytes]:
-        """Return many blobs, verified; what is left out is to be asked for alone, which says why."""
-        return self.blobs.get_many(blobs)
+    def get_many(self, blobs: Iterable[BlobId], room: int | None = None) -> dict[BlobId, bytes]:
+        """Return many blobs, verified, at most `room` bytes; what is left out is to be asked for alone."""
+        return self.blobs.get_many(blobs, room)
 
     def has(self, blob: BlobId) -> bool:
         """Whether the blob is stored; its bytes are not read."""

@@ -33,12 +33,13 @@ from turnkeep_store.nodes import (
 )
 from turnkeep_store.readahead import ReadAhead
 from turnkeep_store.restorer import Source, Written, link_to
-from turnkeep_store.tree import Directory, Entry, Extent, NodeType
+from turnkeep_store.tree import Directory, Entry, Extent, ExtentKind, NodeType
 
 _AHEAD_BYTES = 1024 * 1024
 """Files up to this size are read ahead; in larger ones the kernel does it by itself."""
 
 _AHEAD_FOLDERS = 256
+_NOTHING = Extent(ExtentKind.HOLE, 0)
 
 _SYNC_BYTES = 16 * 1024 * 1024
 """So much is written before the file system begins to write it out."""
@@ -193,7 +194,7 @@ class _Synchronisation:
             nodes = self._folders_and_links(fd, folder.path, directory, names)
             if not folder.is_new:
                 # What was to come before depended on what is there.
-                self._ahead.follow(self._coming(nodes, names, self._pending))
+                self._ahead.follow(self._coming(nodes, names, list(self._pending)))
             for entry in nodes:
                 have = self._present(fd, entry.name) if entry.name in names else None
                 self._node(fd, _join(folder.path, entry.name), entry, have)
@@ -225,14 +226,17 @@ class _Synchronisation:
         return nodes
 
     def _coming(
-        self, nodes: Iterable[Entry], names: frozenset[bytes], pending: Iterable[_Pending]
+        self, nodes: Iterable[Entry], names: frozenset[bytes], folders: list[_Pending]
     ) -> Iterator[Extent]:
-        """Yield the content that is written next, up to the first folder that may hold something."""
+        """Yield the content that is written next, up to the first folder that may hold something.
+
+        For each folder there is at least an empty hole, so that who asks can stop anywhere.
+        """
         for entry in nodes:
             if _is_small(entry) and entry.name not in names:
                 yield from entry.content
-        folders = list(pending)
         while folders and folders[-1].is_new:
+            yield _NOTHING
             folder = folders.pop()
             inside = []
             for entry in self._directory(folder):

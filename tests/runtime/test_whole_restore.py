@@ -122,7 +122,7 @@ def test_a_container_of_plain_runc_is_replaced_when_asked(
 
 
 def test_a_replaced_container_that_the_engine_does_not_remove(tk: Client, make: Make, own: OwnEngine) -> None:
-    box = ready(make(*SERVE, runtime="runc"))
+    box = ready(make(*SERVE, runtime="runc", restart_policy={"Name": "always"}))
     name = box.container.name or ""
     sandbox = tk.attach(name)
     box.run("sh", "-c", "echo > /root/pinned")
@@ -132,9 +132,12 @@ def test_a_replaced_container_that_the_engine_does_not_remove(tk: Client, make: 
     try:
         kept = turn(Sandbox(box.container), sandbox, "true")
         done = sandbox.restore(turn=kept.number, replace=True)
-        assert any(f"docker rm -f {(box.container.id or '')[:12]}" in note for note in done.notes), done.notes
+        assert any(f"docker rm -fv {(box.container.id or '')[:12]}" in note for note in done.notes), (
+            done.notes
+        )
         left = own.client.containers.get(box.container.id or "")
         assert (left.name or "").startswith(f"{earlier.name}-")
+        assert left.attrs["HostConfig"]["RestartPolicy"]["Name"] == "no"
         assert sandbox.refresh().container_id != box.container.id
         new = own.client.containers.get(name)
         assert Sandbox(new).sh("ls /root/pinned") == "/root/pinned\n"

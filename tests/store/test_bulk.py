@@ -59,6 +59,15 @@ def test_a_flush_holds_what_any_thread_had_put(repo: Repository) -> None:
             assert all(pool.map(put_and_flush, [data * 4 for data in BLOBS]))
 
 
+def test_no_more_than_there_is_room_for(repo: Repository) -> None:
+    ids = _put_all(repo, BLOBS)
+    sizes = [len(each) for each in BLOBS]
+    for count in (0, 1, 5, 300, len(ids)):
+        room = sum(sizes[:count])
+        assert list(repo.get_many(ids, room).keys() ^ ids[:count]) == []
+        assert set(repo.get_many(ids, max(room - 1, 0))) == set(ids[: max(count - 1, 0)])
+
+
 def test_what_cannot_be_read_is_left_out(repo: Repository, tmp_path: Path) -> None:
     ids = _put_all(repo, BLOBS)
     assert repo.get_many([*ids[:3], blob_id(b"never put"), ids[0]]).keys() == set(ids[:3])

@@ -26,6 +26,7 @@ from tests.block_device import mounted, recorded_disk, require_block_devices
 NOISE = random.Random(11)
 BLOBS = [NOISE.randbytes(NOISE.randrange(1, 60_000)) for _ in range(400)]
 BATCH_BYTES = 2 * 1024 * 1024
+HOLE = Extent(ExtentKind.HOLE, 9)
 
 
 class Watched:
@@ -40,9 +41,9 @@ class Watched:
         self.alone.append(blob)
         return self._repository.get(blob)
 
-    def get_many(self, blobs: Iterable[BlobId]) -> dict[BlobId, bytes]:
+    def get_many(self, blobs: Iterable[BlobId], room: int | None = None) -> dict[BlobId, bytes]:
         self.batches.append(list(blobs))
-        return self._repository.get_many(self.batches[-1])
+        return self._repository.get_many(self.batches[-1], room)
 
     def read_directory(self, tree: TreeId) -> Directory:
         return self._repository.read_directory(tree)
@@ -71,6 +72,25 @@ def test_what_comes_in_order_is_read_in_batches(repo: Repository) -> None:
     sizes = [sum(lengths[blob] for blob in batch) for batch in source.batches]
     assert all(BATCH_BYTES <= size < BATCH_BYTES + 60_000 for size in sizes[:-1])
     assert len(sizes) == sum(map(len, BLOBS)) // BATCH_BYTES + 1
+
+
+@pytest.mark.parametrize("pattern", ["one for long", "a group", "at random", "holes between"])
+def test_what_comes_again_does_not_stop_it(repo: Repository, pattern: str) -> None:
+    extents, source = _put(repo), Watched(repo)
+    group = extents[:90]
+    order = {
+        "one for long": extents[:1] * 5_000 + extents,
+        "a group": group * 4 + extents,
+        "at random": [*NOISE.choices(extents, k=900), *extents],
+        "holes between": [each for extent in extents for each in (*[HOLE] * 500, extent)],
+    }[pattern]
+    data = dict(zip((each.blob for each in extents), BLOBS, strict=True))
+    with ThreadPoolExecutor(1) as pool:
+        ahead = ReadAhead(source, pool)
+        ahead.follow(iter(order))
+        assert all(ahead.get(each.blob) == data[each.blob] for each in order if each is not HOLE)
+    assert source.alone == []
+    assert all(sum(len(data[blob]) for blob in batch) < 2 * BATCH_BYTES + 60_000 for batch in source.batches)
 
 
 def test_what_comes_otherwise_comes_all_the_same(repo: Repository) -> None:

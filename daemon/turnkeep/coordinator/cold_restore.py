@@ -82,7 +82,8 @@ async def _cold(
     sandbox.baseline = baseline
     if replacement is not None:
         reached(Point.REPLACE_RECORDED)
-        restored.notes += await run(deps.pools.engine, replacement.keep)
+        if note := await run(deps.pools.engine, replacement.keep):
+            restored.notes += (note,)
     return restored
 
 

@@ -140,11 +140,11 @@ class Replacement:
             # An earlier one is still there (see `keep`).
             self._engine.rename(self._old_id, f"{name}-{self._intent_id[:8]}")
 
-    def keep(self) -> tuple[str, ...]:
+    def keep(self) -> str:
         """Remove the old one; return what is to be said if the engine does not do that."""
-        notes = _remove_replaced(self._engine, self._old_id)
+        note = _remove_replaced(self._engine, self._old_id)
         reached(Point.REPLACE_OLD_REMOVED)
-        return notes
+        return note
 
     def undo(self) -> None:
         """Remove the new one, and give the old one its name again."""
@@ -161,20 +161,25 @@ def replacement_again(
     `present_id` is the container that was recorded as the sandbox's.
     """
     if present_id != old_id:
-        for note in _remove_replaced(engine, old_id):
-            log.warning("restore repeated", note=note)
+        _remove_replaced(engine, old_id)
         return None
     _undo_replacement(engine, old_id, intent_id)
     return Replacement(engine, old_id, checkpoint, intent_id)
 
 
-def _remove_replaced(engine: Engine, old_id: str) -> tuple[str, ...]:
+def _remove_replaced(engine: Engine, old_id: str) -> str:
+    """Remove a container that another one has replaced; return what is to be said if that fails."""
     try:
+        # If it stays, it must not be started beside the other one.
+        with contextlib.suppress(ContainerNotFound):
+            engine.never_restart(old_id)
         engine.remove(old_id)
     except TurnkeepError as error:
         # What was restored works all the same.
-        return (f"the old container was not removed, docker rm -f {old_id[:12]} does it: {error.message}",)
-    return ()
+        note = f"the old container was not removed, docker rm -fv {old_id[:12]} does it: {error.message}"
+        log.warning("a container is left", note=note)
+        return note
+    return ""
 
 
 def own_name(name: str) -> str:

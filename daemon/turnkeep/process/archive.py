@@ -88,11 +88,11 @@ def load(store: BulkSource, cache: BlobCache, tree: TreeId, folder: Folder) -> N
         StoreError, OSError: reading or writing failed.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
-        ahead = ReadAhead(store, pool)
-        source = CachingSource(ahead, cache)
-        directory = Directory.decode(source.get(BlobId(tree)))
-        content = (extent for entry in directory for extent in leaves(source, entry.content))
-        ahead.follow(extent for extent in content if extent.blob not in cache)
+        kept = CachingSource(store, cache)
+        source = ReadAhead(kept, pool)
+        directory = Directory.decode(kept.get(BlobId(tree)))
+        content = (extent for entry in directory for extent in leaves(kept, entry.content))
+        source.follow(extent for extent in content if extent.blob not in cache)
         for entry in directory:
             if entry.name == _SMALL:
                 _unpack(b"".join(data for _, data in _all(source, entry)), folder)

@@ -132,6 +132,12 @@ class Engine:
         with _errors(container_id[:12]):
             self._client.api.rename(container_id, name)
 
+    def never_restart(self, container_id: str) -> None:
+        """Have the engine start a container only when it is told to."""
+        with _errors(container_id[:12]):
+            policy: Any = {"Name": "no"}
+            self._client.api.update_container(container_id, restart_policy=policy)
+
     def containers_with_label(self, label: str) -> list[str]:
         """Return the ids of all containers that carry a label ("key=value")."""
         with _errors("engine"):
