@@ -104,7 +104,7 @@ def test_who_is_stopped_leaves_nothing_frozen(group: Group) -> None:
         # And it finds out when it goes on.
         process.send_signal(signal.SIGCONT)
         said, _ = process.communicate("\n")
-        assert said == "the sandbox was thawed during the capture\n"
+        assert said.startswith("the sandbox was thawed during the capture, which took longer than")
 
 
 def test_a_restore_that_is_killed_leaves_it_frozen(group: Group) -> None:

@@ -37,9 +37,10 @@ class Frozen:
         """
         if not self.cgroup.is_frozen():
             raise CaptureFailed(
-                "the sandbox was thawed during the capture",
+                "the sandbox was thawed during the capture, which took longer than limits.freeze_budget_s,"
+                " or the daemon was stopped",
                 object=self.cgroup.freezer.name,
-                hint="the freeze took longer than limits.freeze_budget_s, or the daemon was stopped",
+                hint="if turns change very many files, raise limits.freeze_budget_s",
             )
 
 
