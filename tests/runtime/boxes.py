@@ -93,9 +93,12 @@ class Box:
         command = self.own.inside(sys.executable, "-c", ASK, str(port))
         return int(subprocess.run(command, check=True, capture_output=True, timeout=LIMIT_S).stdout)
 
-    def wait_ready(self) -> None:
-        """Wait until it has said something."""
+    def wait_ready(self, *, again: bool = False) -> None:
+        """Wait until it has said something; with `again`, since its last start."""
         command = ["docker", "--host", self.own.host, "logs", "--follow", self.id]
+        if again:
+            self.container.reload()
+            command.insert(-1, f"--since={self.container.attrs['State']['StartedAt']}")
         with subprocess.Popen(command, stdout=subprocess.PIPE) as logs:
             assert logs.stdout is not None
             assert select.select([logs.stdout], [], [], LIMIT_S)[0], "it says nothing"

@@ -127,8 +127,8 @@ def test_restored_without_the_engines_keyring(server: Box) -> None:
 
 
 def test_frozen_tasks_stand_still_throughout(make: Make, tmp_path: Path) -> None:
-    count = "import itertools\nfor n in itertools.count():\n print(n, file=open('/count', 'w'), flush=True)"
-    box = make("python3", "-c", f"print('ready', flush=True)\n{count}")
+    count = "for n in itertools.count():\n print(n, file=open('/count', 'w'), flush=True)\n"
+    box = make("python3", "-c", f"import itertools\n{count} n or print('ready', flush=True)")
     box.wait_ready()
     cgroup, root = box.cgroup, Path(f"/proc/{box.pid}/root")
     cgroup.freeze(30)

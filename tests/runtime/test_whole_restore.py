@@ -75,7 +75,7 @@ def test_a_server_as_process_1_goes_on(tk: Client, make: Make) -> None:
         assert box.run("cat", "/root/file") == "one\n"
     box.stop()
     box.start()
-    box.wait_ready()
+    box.wait_ready(again=True)
     assert number(box) == 1
 
 
@@ -105,7 +105,7 @@ def test_a_container_of_plain_runc_is_replaced_when_asked(
     assert number(box) == 2
     done = sandbox.restore(turn=kept.number)
     assert any("--replace" in note for note in done.notes)
-    box.wait_ready()
+    box.wait_ready(again=True)
     done = sandbox.restore(turn=kept.number, replace=True)
     assert done.mode == "cold"
     new = own.client.containers.get(name)
