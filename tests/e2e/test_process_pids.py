@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from turnkeep.errors import PidsTaken
 
@@ -123,3 +126,31 @@ def test_a_pid_of_what_stays_is_no_reason_to_fail(
         assert f"{pid} (dash)" in restored.mode_reason
         assert sandbox.sh("cat /kept") == "1\n"
         assert counts(sandbox)
+
+
+def test_a_dead_process_is_waited_for(start_daemon: Callable[..., Daemon], make: Callable[..., Box]) -> None:
+    """Whoever dies just before a restore keeps its pid until the init has waited for it."""
+    box = make()
+    with start_daemon("auto_attach = false").connect() as tk:
+        attached = tk.attach(box.name)
+        box.sh(f"setsid python3 -c {shlex.quote(SERVER)} >/dev/null 2>&1 </dev/null &")
+        box.sh("until test -s /dev/shm/count; do :; done")
+        pid = int(box.sh("cat /dev/shm/pid"))
+        turn(box, attached, "touch /kept")
+        init = psutil.Process(box.container.attrs["State"]["Pid"])
+        # It does not wait for anybody now.
+        init.suspend()
+        try:
+            box.sh(f"kill -9 {pid}; until grep -q 'State:.Z' /proc/{pid}/status; do :; done")
+            with ThreadPoolExecutor(1) as pool:
+                again = pool.submit(attached.restore, turn=1, skip_safety_checkpoint=True)
+                wait_until(
+                    lambda: any(each.kind == "restoring" for each in tk.events(after=0, follow=False)),
+                    "the restore is under way",
+                )
+                init.resume()
+                assert again.result().mode == "live"
+        finally:
+            init.resume()
+        assert int(box.sh("cat /dev/shm/pid")) == pid
+        assert counts(box)

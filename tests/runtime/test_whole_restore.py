@@ -125,7 +125,7 @@ def test_a_replaced_container_that_the_engine_does_not_remove(tk: Client, make: 
     box = ready(make(*SERVE, runtime="runc", restart_policy={"Name": "always"}))
     name = box.container.name or ""
     sandbox = tk.attach(name)
-    box.run("sh", "-c", "echo > /root/pinned")
+    Sandbox(box.container).sh("echo > /root/pinned")
     earlier = own.client.containers.create(IMAGE, name=f"{name}-turnkeep-replaced")
     pinned = [Path(box.container.attrs["GraphDriver"]["Data"]["UpperDir"]) / "root" / "pinned"]
     subprocess.run(["chattr", "+i", *pinned], check=True)

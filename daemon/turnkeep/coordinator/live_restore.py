@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,13 +10,17 @@ from turnkeep.checkpointer.view import Baseline
 from turnkeep.coordinator.deps import run
 from turnkeep.coordinator.loading import let_go, load
 from turnkeep.coordinator.sandbox import SandboxCoordinator
+from turnkeep.errors import PidsTaken
 from turnkeep.model import Checkpoint
 from turnkeep.restorer.live import restore_live, stop_strays, wait_until_gone
+from turnkeep.restorer.pids import dead_in_the_way
 from turnkeep.restorer.plan import Progress, Restored, no_progress
 from turnkeep.restorer.processes import Ready, bring_back, reap_dead
 from turnkeep.runtime.container import Container
 from turnkeep.watch.processes import Process, stateful_test
 
+_END_LIMIT_S = 10.0
+_POLL_S = 0.001
 RESTORE_FREEZE_S = 600.0
 """A restore's freeze is held by the daemon alone; this bounds only how long freezing may take to begin."""
 
@@ -63,6 +68,7 @@ async def live_again(sandbox: SandboxCoordinator, container: Container, checkpoi
             sandbox.deps.pools.capture,
             _stop_strays,
             container,
+            ready,
             stateful(sandbox, container),
             sandbox.deps.config.limits.freeze_budget_s,
         )
@@ -87,17 +93,31 @@ def processes_again(sandbox: SandboxCoordinator, container: Container, ready: Re
         bring_back(ready, container, sandbox.deps.processes)
 
 
-def see_them_gone(container: Container, killed: tuple[Process, ...]) -> None:
-    """Wait for the end of processes that were killed, until their pids are free again."""
+def see_them_gone(container: Container, killed: tuple[Process, ...], ready: Ready) -> None:
+    """Wait for the end of processes that were killed, and until their pids and those of other dead are free.
+
+    Raises:
+        PidsTaken: nobody waits for a dead process whose pid is needed.
+    """
     wait_until_gone(container, killed)
     if killed:
         reap_dead(container)
+    deadline = time.monotonic() + _END_LIMIT_S
+    while dead := dead_in_the_way(ready, container):
+        if time.monotonic() > deadline:
+            raise PidsTaken(
+                f"captured processes need process ids of dead ones that nobody waits for: {dead}",
+                object=f"container {container.name}",
+                hint="restore with --mode cold",
+            )
+        reap_dead(container)
+        time.sleep(_POLL_S)
 
 
 def _stop_strays(
-    container: Container, is_stateful: Callable[[Process], bool], budget_s: float
+    container: Container, ready: Ready, is_stateful: Callable[[Process], bool], budget_s: float
 ) -> tuple[Process, ...]:
     with container.frozen(budget_s):
         killed = stop_strays(container, is_stateful)
-    see_them_gone(container, killed)
+    see_them_gone(container, killed, ready)
     return killed

@@ -41,7 +41,7 @@ from turnkeep.model import (
 )
 from turnkeep.points import Point
 from turnkeep.restorer.live import stop_strays
-from turnkeep.restorer.pids import require_free_pids
+from turnkeep.restorer.pids import dead_in_the_way, require_free_pids
 from turnkeep.restorer.plan import Choice, Progress, Restored, choose
 from turnkeep.restorer.processes import Ready
 from turnkeep.runtime.container import Container
@@ -172,14 +172,15 @@ class _Work:
                     # What they did since the safety checkpoint is nothing: they never run again.
                     self.stopped = await run(pools.capture, stop_strays, self._container, is_stateful)
                     reached(Point.RESTORE_KILLED)
-                    if not self.stopped:
+                    dead = await run(pools.capture, dead_in_the_way, self._ready, self._container)
+                    if not self.stopped and not dead:
                         restored = await self._live(exact=not wish.skip_safety)
             reached(Point.RESTORE_THAWED)
             if restored is not None:
                 restored.freeze_ns = freeze.ns if freeze is not None else 0
                 return restored
             if self._choice.live:
-                await run(pools.capture, see_them_gone, self._container, self.stopped)
+                await run(pools.capture, see_them_gone, self._container, self.stopped, self._ready)
                 return await self._live(exact=False)
             replacement = None
             if self.intent.details["replaces"]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from turnkeep.errors import PidsTaken
 from turnkeep.process.table import read_table
 from turnkeep.process.trees import TreeKind
-from turnkeep.restorer.processes import Ready, ReadyTree
+from turnkeep.restorer.processes import Ready, ReadyTree, children_of_init
 from turnkeep.runtime.container import Container
 
 
@@ -39,6 +39,19 @@ def require_free_pids(ready: Ready, container: Container, staying: Iterable[int]
             object=f"container {container.name}",
             hint="these are given out at each start: restore with --mode cold, or once more",
         )
+
+
+def dead_in_the_way(ready: Ready, container: Container) -> list[int]:
+    """Return the pids that are needed and that dead processes have, or such as are about to be dead.
+
+    They are free when the container's init has waited for them, which it cannot while it is frozen.
+    """
+    needed = {pid for tree in ready.trees for pid in _needed(tree)}
+    if not needed:
+        return []
+    living = {container.init_pid, *container.pids()}
+    rows = read_table(children_of_init(container), container.init_pid).rows
+    return [row.pid for row in rows if row.pid in needed and row.host not in living]
 
 
 def _needed(tree: ReadyTree) -> Iterator[int]:

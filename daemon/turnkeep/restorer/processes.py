@@ -391,7 +391,7 @@ def reap_dead(container: Container) -> None:
         if name not in _WAITING_INITS:
             # In vain while somebody else traces the init: a CRIU that was killed ends late.
             reap(container.init_pid)
-        rows = read_table(_children(container), container.init_pid).rows
+        rows = read_table(children_of_init(container), container.init_pid).rows
         dead = any(row.zombie and row.parent == 1 for row in rows)
         able = name in _WAITING_INITS or can_reap()
         if not dead or not able or time.monotonic() > deadline:
@@ -399,7 +399,8 @@ def reap_dead(container: Container) -> None:
         time.sleep(_POLL_S)
 
 
-def _children(container: Container) -> list[int]:
+def children_of_init(container: Container) -> list[int]:
+    """Return the container's init and its children, dead ones included, by their pids on the host."""
     init = container.init_pid
     try:
         listed = Path(f"/proc/{init}/task/{init}/children").read_text()
