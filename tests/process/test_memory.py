@@ -101,21 +101,13 @@ def test_every_byte_counts(still: int) -> None:
 
 
 def test_a_page_more_counts() -> None:
-    sizes: list[mmap.mmap] = []
-    with child(lambda: sizes.append(mmap.mmap(-1, 8 * BLOCK, flags=mmap.MAP_PRIVATE))) as pid:
+    area = mmap.mmap(-1, 8 * BLOCK, flags=mmap.MAP_PRIVATE)
+    where = ctypes.addressof(ctypes.c_char.from_buffer(area)) + BLOCK
+    with child(lambda: area) as pid:
         print_ = fingerprint(pid, PLENTY)
-        where = next(_empty_mappings(pid, 8 * BLOCK))
-        poke(pid, where + BLOCK, b"x")
-        assert first_difference(pid, print_, PLENTY) is not None
-
-
-def _empty_mappings(pid: int, size: int) -> Iterator[int]:
-    pages = own_pages(pid)
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        start, end = (int(part, 16) for part in line.split()[0].split("-"))
-        empty = not any(first < end and upto > start for first, upto in pages)
-        if line.split()[1] == "rw-p" and end - start >= size and empty:
-            yield start
+        assert not any(start <= where < end for start, end in own_pages(pid))
+        poke(pid, where, b"x")
+        assert first_difference(pid, print_, PLENTY) == where - where % BLOCK
 
 
 def test_memory_that_its_process_may_not_read_counts() -> None:
