@@ -172,8 +172,7 @@ class _Work:
                     # What they did since the safety checkpoint is nothing: they never run again.
                     self.stopped = await run(pools.capture, stop_strays, self._container, is_stateful)
                     reached(Point.RESTORE_KILLED)
-                    dead = await run(pools.capture, dead_in_the_way, self._ready, self._container)
-                    if not self.stopped and not dead:
+                    if not self.stopped and not await self._must_wait_for_dead():
                         restored = await self._live(exact=not wish.skip_safety)
             reached(Point.RESTORE_THAWED)
             if restored is not None:
@@ -198,6 +197,13 @@ class _Work:
         except Exception as error:
             await self._give_up(error)
             raise
+
+    async def _must_wait_for_dead(self) -> bool:
+        if not self._ready.trees:
+            # A restore of files alone pays for no change of thread.
+            return False
+        pool = self._sandbox.deps.pools.capture
+        return bool(await run(pool, dead_in_the_way, self._ready, self._container))
 
     async def _live(self, *, exact: bool) -> Restored:
         with quick_moves() if self._ready.trees else contextlib.nullcontext():
